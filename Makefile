@@ -1,0 +1,47 @@
+# Each target does all of its own set-up and can be run again at once. `make help` lists them.
+# Other machines: `make demo PYTHON=/path/to/python3.11`; pip's own options, such as an index of CPU builds of torch, go in PIP_FLAGS.
+
+PYTHON ?= python3.11
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
+STAMP := $(VENV)/.made-for-these-pins
+
+BUDGET ?= 2m30s
+OUT ?= runs/demo
+DEMO_FLAGS ?=
+
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help env demo test lint bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+env: $(STAMP)  ## the environment for fairseq, in .venv; made again when a pin changes
+
+# fairseq-fixed comes as source, and its build imports torch: built in isolation it would download another torch of several GB.
+$(STAMP): constraints/fairseq.txt setup.py
+	@echo "making $(VENV) (a few minutes the first time) ..."
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint constraints/fairseq.txt pip setuptools wheel
+	$(PIP) --constraint constraints/fairseq.txt torch numpy Cython ninja
+	$(PIP) --constraint constraints/fairseq.txt --no-build-isolation fairseq-fixed
+	$(PIP) --constraint constraints/fairseq.txt --no-build-isolation --editable '.[fairseq,report,dev]'
+	touch $@
+
+demo: $(STAMP)  ## the whole study on two cores: BUDGET=10m gives each size longer, OUT=runs/demo
+	$(BIN)/python user_dir_examples/pocket/demo.py --budget $(BUDGET) --out $(OUT) $(DEMO_FLAGS)
+
+test: $(STAMP) lint  ## lint, types and every test
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:  ## remove the environment and what runs left
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
