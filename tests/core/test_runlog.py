@@ -1,0 +1,75 @@
+"""The run log: whole lines, and what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from train_large import runlog
+from train_large.errors import UserError
+
+
+def counters(updates):
+    return {
+        "updates": updates,
+        "train_seconds": updates / 2,
+        "wall_seconds": updates,
+        "tokens": 10 * updates,
+        "flops": 1e9 * updates,
+    }
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "new" / runlog.NAME
+    runlog.append(path, "start", counters(0), size="3l_128h")
+    runlog.append(path, "train", counters(1), loss=0.5)
+    lines = runlog.read(path)
+    assert [line["kind"] for line in lines] == ["start", "train"]
+    assert lines[0]["size"] == "3l_128h"
+    assert lines[1]["loss"] == 0.5
+    assert {name: lines[1][name] for name in runlog.COUNTERS} == counters(1)
+
+
+def test_lines_that_a_resume_overtook_are_dropped(tmp_path):
+    path = tmp_path / runlog.NAME
+    for kind, updates in [("start", 0), ("train", 5), ("checkpoint", 5), ("train", 10), ("resume", 5), ("train", 7)]:
+        runlog.append(path, kind, counters(updates))
+    assert [(line["kind"], line["updates"]) for line in runlog.read(path)] == [
+        ("start", 0),
+        ("train", 5),
+        ("checkpoint", 5),
+        ("resume", 5),
+        ("train", 7),
+    ]
+    assert len(runlog.read_all(path)) == 6
+
+
+def test_a_line_torn_by_a_kill_is_skipped_and_does_not_spoil_the_next(tmp_path):
+    path = tmp_path / runlog.NAME
+    runlog.append(path, "start", counters(0))
+    with open(path, "a") as log:
+        log.write('{"kind": "train", "upda')
+    assert [line["kind"] for line in runlog.read(path)] == ["start"]
+    runlog.append(path, "resume", counters(0))
+    assert [line["kind"] for line in runlog.read(path)] == ["start", "resume"]
+
+
+def test_not_a_log(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere.*no run log"):
+        runlog.read(tmp_path / "nowhere")
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"a": 1}\n')
+    with pytest.raises(UserError, match="line 1"):
+        runlog.read(other)
+    other.write_text("hello\nworld\n")
+    with pytest.raises(UserError, match="line 1"):
+        runlog.read(other)
+
+
+def test_only_known_kinds_and_numbers_that_json_has(tmp_path):
+    with pytest.raises(ValueError, match="lunch"):
+        runlog.append(tmp_path / "log", "lunch", counters(0))
+    with pytest.raises(ValueError, match="JSON"):
+        runlog.append(tmp_path / "log", "train", counters(0), loss=float("nan"))
+    assert not (tmp_path / "log").exists() or json.loads((tmp_path / "log").read_text() or "{}") == {}

@@ -1,0 +1,80 @@
+"""The one log format: JSON lines, written by every adapter, read by the report and the planner.
+
+Every line has ``kind`` (start, train, valid, checkpoint, stop, resume), ``updates``, ``train_seconds``,
+``wall_seconds``, ``tokens`` and ``flops``, all counted from the very beginning of the run, over all its processes.
+Losses are in nats, perplexities are exp of them.
+
+Runs on Python 3.7 too: Tensor2Tensor's TF 1.15 environment imports it.
+"""
+
+import json
+import os
+
+from train_large.errors import UserError
+
+NAME = "run.jsonl"
+KINDS = ("start", "train", "valid", "checkpoint", "stop", "resume")
+COUNTERS = ("updates", "train_seconds", "wall_seconds", "tokens", "flops")
+
+
+def append(path, kind, counters, **fields):
+    """Add one line to the log at `path`. `counters` maps each of COUNTERS to its value."""
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is none of {KINDS}")
+    line = {"kind": kind}
+    line.update((name, counters[name]) for name in COUNTERS)
+    line.update(fields)
+    data = (json.dumps(line, allow_nan=False, default=float) + "\n").encode()
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    # One write for one line: a reader, or a second process after a kill, never meets two lines run into one.
+    with open(path, "ab", buffering=0) as log:
+        if log.tell() > 0 and not _ends_with_newline(path):
+            data = b"\n" + data
+        log.write(data)
+
+
+def read(path):
+    """The lines of the log, as dictionaries, without those that a resume has overtaken.
+
+    A run that was killed goes back to its last checkpoint: the lines after that checkpoint tell of work that was lost.
+    A line torn by the kill is skipped. Raises UserError where there is no log, or where it holds something else.
+    """
+    lines = []  # type: list
+    for line in read_all(path):
+        if line["kind"] == "resume":
+            lines = [earlier for earlier in lines if earlier["updates"] <= line["updates"]]
+        lines.append(line)
+    return lines
+
+
+def read_all(path):
+    """Every whole line of the log, overtaken ones too."""
+    try:
+        with open(path, encoding="utf-8") as log:
+            raw = log.readlines()
+    except OSError as error:
+        raise UserError(
+            f"{path}: no run log can be read there ({error.strerror}); give the --save-dir of a budgeted run."
+        ) from error
+    lines = []
+    for number, text in enumerate(raw, 1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            if text.strip() and text.endswith("\n") and number < len(raw) and not text.lstrip().startswith("{"):
+                raise UserError(
+                    f"{path}, line {number}: not a line of a run log; it should be a JSON object."
+                ) from None
+            continue  # torn by a kill
+        if not isinstance(line, dict) or line.get("kind") not in KINDS or not all(name in line for name in COUNTERS):
+            raise UserError(
+                f"{path}, line {number}: not a line of a run log; it should have kind, {', '.join(COUNTERS)}."
+            )
+        lines.append(line)
+    return lines
+
+
+def _ends_with_newline(path):
+    with open(path, "rb") as log:
+        log.seek(-1, os.SEEK_END)
+        return log.read(1) == b"\n"
