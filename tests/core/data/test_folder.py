@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from train_large.data import folder
+from train_large.errors import UserError
+
+
+def make(out: Path, **parameters: object) -> None:
+    with folder.whole(out) as part:
+        (part / "sub").mkdir()
+        (part / "sub" / "data").write_text("data")
+        folder.finish(part, parameters, {"count": 3})
+
+
+def test_it_appears_whole(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with folder.whole(out) as part:
+        (part / "a").write_text("a")
+        assert not out.exists()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert (out / "a").read_text() == "a"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, OSError])
+def test_or_not_at_all(error: type[BaseException], tmp_path: Path) -> None:
+    def fail() -> None:
+        with folder.whole(tmp_path / "out") as part:
+            (part / "a").write_text("a")
+            raise error("in the middle")
+
+    with pytest.raises(UserError if error is OSError else error):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
+    left = tmp_path / ".out.part" / "deep"
+    left.mkdir(parents=True)
+    (left / "half").write_text("half")
+    make(tmp_path / "out")
+    assert not (tmp_path / "out" / "deep").exists()
+
+
+def test_two_runs_do_not_mix(tmp_path: Path) -> None:
+    with folder.whole(tmp_path / "out") as part:
+        (part / "mine").write_text("mine")
+        with pytest.raises(UserError, match="being written by another run"), folder.whole(tmp_path / "out"):
+            pass
+    assert (tmp_path / "out" / "mine").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/out cannot be written"), folder.whole(tmp_path / "file" / "out"):
+        pass
+
+
+def test_the_same_parameters_give_the_summary_back(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert folder.finished(out, {"seed": 1}) is None
+    out.mkdir()
+    assert folder.finished(out, {"seed": 1}) is None
+    make(out, seed=1, subsets=(0.05,))
+    assert folder.finished(out, {"seed": 1, "subsets": (0.05,)}) == {"count": 3}
+
+
+def test_anything_else_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make(out, seed=1)
+    with pytest.raises(UserError, match=r"with another seed \(1, now 2\): choose another folder"):
+        folder.finished(out, {"seed": 2})
+    with pytest.raises(UserError, match=r"with another valid_fraction \(None, now 0.1\)"):
+        folder.finished(out, {"seed": 1, "valid_fraction": 0.1})
+    (out / "sub" / "data").write_text("longer data")
+    with pytest.raises(UserError, match="sub/data is missing or has changed"):
+        folder.finished(out, {"seed": 1})
+    (out / "sub" / "data").unlink()
+    with pytest.raises(UserError, match="sub/data is missing or has changed"):
+        folder.finished(out, {"seed": 1})
+    (out / "prepared.json").write_text("{")
+    for something in (out, out / "prepared.json"):
+        with pytest.raises(UserError, match="is not a folder prepared here"):
+            folder.finished(something, {"seed": 1})
