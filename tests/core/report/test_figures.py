@@ -1,0 +1,170 @@
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+
+import matplotlib
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train_large.report import figures
+from train_large.report.pareto import frontier_of
+
+
+def texts(drawing):
+    return ["".join(node.itertext()).strip() for node in ElementTree.fromstring(drawing.svg).iter("text")]
+
+
+def test_every_figure_is_there(drawings):
+    assert list(drawings) == [
+        "perplexity-updates",
+        "perplexity-time",
+        "perplexity-flops",
+        "trade-off",
+        "quantization",
+        "pruning",
+        *(f"size-{i}" for i in range(4)),
+    ]
+
+
+def test_axes_have_units_and_curves_have_names(drawings):
+    labels = {
+        "perplexity-updates": "updates",
+        "perplexity-time": "training time (minutes)",
+        "perplexity-flops": "floating-point operations (TFLOP)",
+    }
+    for name, label in labels.items():
+        assert {label, "validation perplexity"} <= set(texts(drawings[name]))
+    for name in ("trade-off", "quantization", "size-2"):
+        assert {"bytes to store", "accuracy on movie reviews (%)"} <= set(texts(drawings[name]))
+    assert "parameters that are not zero" in texts(drawings["pruning"])
+    for name in (*labels, "trade-off", "quantization", "pruning"):
+        assert {"2l_32h", "2l_64h", "3l_128h", "4l_256h"} <= set(texts(drawings[name]))
+    assert {"32 bits", "8 bits", "6 bits", "4 bits"} <= set(texts(drawings["size-0"]))
+
+
+def line_through(drawing, colour):
+    """The points, in SVG units, of the paths of this colour that are lines."""
+    paths = re.findall(rf'<path d="([^"]+)"[^>]*stroke: var\(--{colour}\)', drawing.svg)
+    return [[tuple(map(float, p)) for p in re.findall(r"[ML] (\S+) (\S+)", path)] for path in paths]
+
+
+def test_the_curves_go_through_the_measurements(results, drawings):
+    """On the time axis, linear by log: the same straight map must take every validation point to its place."""
+    for place, model in enumerate(results.by_size):
+        line = next(p for p in line_through(drawings["perplexity-time"], f"size-{place}") if len(p) == len(model.curve))
+        xs = [point.train_seconds for point in model.curve]
+        scale = (line[-1][0] - line[0][0]) / (xs[-1] - xs[0])
+        for (x, _), seconds in zip(line, xs):
+            assert x == pytest.approx(line[0][0] + scale * (seconds - xs[0]), abs=0.01)
+        perplexities = [point.perplexity for point in model.curve]
+        assert [y for _, y in line] == pytest.approx(_log_map(perplexities, line), abs=0.01)  # y points down in SVG
+
+
+def _log_map(values, line):
+    logs = [math.log(value) for value in values]
+    scale = (line[-1][1] - line[0][1]) / (logs[-1] - logs[0])
+    return [line[0][1] + scale * (log - logs[0]) for log in logs]
+
+
+def test_the_frontier_is_drawn_in_steps(results, drawings):
+    points = frontier_of(results)
+    steps = [path for path in line_through(drawings["trade-off"], "ink") if len(path) > len(points)]
+    assert len(steps) == 1
+    for before, after in zip(steps[0], steps[0][1:]):
+        assert after[0] == before[0] or after[1] == before[1]  # never a slope
+        assert after[0] >= before[0]
+        assert after[1] <= before[1]  # accuracy only rises; y points down
+
+
+def test_every_measurement_is_a_point(results, drawings):
+    markers = re.findall(r"<use [^>]*fill: var\(--(size-\d|paper)\)", drawings["trade-off"].svg)
+    in_legend = len(results.models) + 1
+    assert len(markers) == 4 * 7 * 4 + in_legend
+    assert markers.count("paper") == 4 * 7 + 1  # 32 bits are hollow
+
+
+def test_the_same_results_give_the_same_bytes(results, drawings):
+    with matplotlib.rc_context({"lines.linewidth": 9, "axes.facecolor": "red", "svg.fonttype": "path"}):
+        assert figures.draw(results) == list(drawings.values())  # whatever the user's settings
+
+
+def test_only_the_page_s_colours_and_nothing_from_elsewhere(drawings):
+    for drawing in drawings.values():
+        root = ElementTree.fromstring(drawing.svg)  # well formed without a namespace declared
+        assert "width" not in root.attrib
+        assert set(re.findall(r"#[0-9a-fA-F]{6}\b", drawing.svg)) == set()
+        assert not re.search(r"http|<script|<image|<metadata|\d{4}-\d\d-\d\d", drawing.svg)
+        # Text that says no colour of its own would be black on a dark page.
+        for node in root.iter("text"):
+            assert "fill: var(--" in node.get("style", ""), "".join(node.itertext())
+
+
+def test_ids_are_unique_over_all_figures_and_all_references_hold(drawings):
+    svg = "".join(drawing.svg for drawing in drawings.values())
+    ids = re.findall(r'\bid="([^"]+)"', svg)
+    assert len(ids) == len(set(ids))
+    for drawing in drawings.values():
+        own = set(re.findall(r'\bid="([^"]+)"', drawing.svg))
+        assert set(re.findall(r'(?:url\(|href=")#([^")]+)', drawing.svg)) <= own
+
+
+def luminance(colour):
+    """WCAG 2's relative luminance."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("sizes", range(1, 9))
+def test_sizes_differ_in_grey_and_from_the_paper(sizes):
+    light, dark = ([luminance(colour) for colour in shades] for shades in zip(*figures.palette(sizes)))
+    assert all(a > b for a, b in zip(light, light[1:]))
+    assert all(a < b for a, b in zip(dark, dark[1:]))
+    assert all(1.05 / (shade + 0.05) >= 3 for shade in light)
+    assert all((shade + 0.05) / (luminance("#14171b") + 0.05) >= 3 for shade in dark)
+
+
+def test_neighbouring_sizes_differ_in_marker_and_line():
+    styles = [figures._style(place) for place in range(8)]
+    assert len({style["marker"] for style in styles}) == 8
+    assert all(a["linestyle"] != b["linestyle"] for a, b in zip(styles, styles[1:]))
+
+
+@given(st.floats(1e-3, 1e12), st.floats(1.05, 1e9), st.integers(5, 7))
+def test_ticks_are_few_and_within(low, ratio, most):
+    ticks = figures.round_ticks(low, low * ratio, most)
+    assert len(ticks) <= most
+    assert all(low <= tick <= low * ratio for tick in ticks)
+    assert ticks == sorted(set(ticks))
+    if ratio >= 20:
+        assert len(ticks) >= 2
+
+
+def test_labels_do_not_cover_each_other(results, drawings):
+    """Read back from the SVG: the numbers of the frontier, as boxes of their font's size."""
+    labels = []
+    for node in ElementTree.fromstring(drawings["trade-off"].svg).iter("text"):
+        style = node.get("style", "")
+        if re.fullmatch(r"\d+", node.text or "") and "7.5px" in style:
+            labels.append((float(node.get("x")), float(node.get("y")), 4.2 * len(node.text)))
+    assert len(labels) >= len(frontier_of(results)) / 2
+    for i, (x, y, width) in enumerate(labels):
+        for other_x, other_y, other_width in labels[:i]:
+            assert abs(x - other_x) >= (width + other_width) / 2 or abs(y - other_y) >= 7
+
+
+def test_odd_results_are_drawn(results):
+    """One model, one point of this or that, a name that would be mathematics or markup."""
+    model = replace(results.models[0], name="$x_2$ <b> & é")
+    one_point = replace(results, models=(replace(model, curve=model.curve[:1], compressed=model.compressed[:1]),))
+    drawn = figures.draw(one_point)
+    assert [drawing.group for drawing in drawn] == ["training"] * 3 + ["trade-off"] + ["methods"] * 2 + ["sizes"]
+    assert all(ElementTree.fromstring(drawing.svg) is not None for drawing in drawn)
+    assert "$x_2$ <b> & é" in texts(drawn[0])
+
+    halves = replace(results, models=(replace(model, compressed=()), replace(results.models[1], curve=())))
+    hopeless = replace(halves, task=replace(results.task, majority=1.0))  # no frontier
+    assert [drawing.group for drawing in figures.draw(hopeless)].count("sizes") == 1
+    assert figures.draw(replace(results, models=(replace(model, curve=(), compressed=()),))) == []

@@ -1,0 +1,151 @@
+import json
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+
+import pytest
+
+from train_large.errors import UserError
+from train_large.report import page as module
+from train_large.report.claims import judge_claims
+from train_large.report.pareto import frontier_of
+from train_large.report.tables import memory_limits, ship_line
+
+
+def tree(text):
+    """The page is written so that it is well formed as XML too: every tag closed, every attribute quoted."""
+    assert text.startswith("<!DOCTYPE html>\n")
+    return ElementTree.fromstring(text)
+
+
+def words(node):
+    return " ".join("".join(node.itertext()).replace("\u00a0", " ").split())
+
+
+@pytest.fixture(scope="module")
+def rendered(results):
+    return module.render(results)
+
+
+@pytest.fixture
+def small(results):
+    """One model with a few measurements: quick to draw."""
+    model = results.models[0]
+    return replace(results, models=(replace(model, curve=(), compressed=model.compressed[:8]),))
+
+
+def test_the_page_says_what_was_measured(results, rendered):
+    root = tree(rendered)
+    text = words(root.find("body"))
+    for limit in memory_limits(results):
+        assert ship_line(results, limit) in text
+    for claim in judge_claims(results):
+        assert claim.claim in text
+        assert claim.measured in text
+    for part in ("make demo BUDGET=10m", "A processor, 2 cores", "2.13.0", "Invented text: 3.10M tokens", "50.3%"):
+        assert part in text
+    tables = {words(table.find("caption"))[:12]: table for table in root.iter("table")}
+    sizes = [[words(cell) for cell in row] for row in tables["Smallest mod"].find("tbody")]
+    assert sizes[0][:5] == ["2l_32h", "131k", "35,800", "419", "58.0%"]
+    assert [row[0] for row in sizes] == ["2l_32h", "2l_64h", "3l_128h", "4l_256h"]
+    assert len(tables["The Pareto f"].find("tbody")) == len(frontier_of(results))
+    everything = [[words(cell) for cell in row] for row in tables["3l_128h, 1.0"].find("tbody")]
+    assert len(everything) == 7
+    entry = results.models[2].at(0.45, 6)
+    assert everything[3][0] == "45%"
+    assert everything[3][5] == f"{100 * entry.accuracy:.1f}%"
+    assert everything[3][-1] == "40"
+    assert everything[-1][-1] == "40 (short)"
+
+
+def test_a_memory_limit_is_answered_first_and_alone(small):
+    root = tree(module.render(small, 200_000))
+    section = next(node for node in root.iter("section"))
+    assert words(section) == f"What to ship {ship_line(small, 200_000)}"
+
+
+def test_nothing_is_loaded_and_nothing_runs(rendered):
+    text = rendered
+    assert "<script" not in text
+    assert not re.search(r"\b(?:https?:)?//", text.replace("<!DOCTYPE html>", ""))
+    assert not re.search(r"@import|<iframe|<object|<embed|\bon\w+=", text)
+    for node in tree(text).iter():
+        for name in ("src", "href", "{http://www.w3.org/1999/xlink}href"):
+            assert node.get(name, "#").startswith(("#", "data:"))
+
+
+def test_html_is_sound(results, rendered):
+    root = tree(rendered)
+    assert root.get("lang") == "en"
+    assert root.find("head/title").text == results.title
+    ids = [node.get("id") for node in root.iter() if node.get("id")]
+    assert len(ids) == len(set(ids))
+    for node in root.iter():
+        for name in ("aria-labelledby", "aria-describedby"):
+            assert set(node.get(name, "").split()) <= set(ids)
+    for table in root.iter("table"):
+        assert table.find("caption") is not None
+        wide = sum(int(cell.get("colspan", 1)) for cell in table.find("thead/tr"))
+        assert all(cell.get("scope") == "col" for cell in table.find("thead/tr"))
+        for row in table.find("tbody"):
+            assert sum(int(cell.get("colspan", 1)) for cell in row) == wide
+    pictures = [node for node in root.iter("div") if node.get("role") == "img"]
+    assert len(pictures) == 10
+    assert all(len(node.get("aria-label")) > 40 and node.find("svg") is not None for node in pictures)
+    levels = [int(node.tag[1]) for node in root.iter() if node.tag in ("h1", "h2", "h3")]
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:]))
+
+
+def test_colours_of_both_modes_are_defined(rendered):
+    for name in set(re.findall(r"var\(--([\w-]+)\)", rendered)):
+        assert len(re.findall(rf"--{name}: #", rendered)) == 2, name
+
+
+def test_what_the_file_says_is_text_not_html(small):
+    evil = '<img src=x onerror="alert(1)">&amp;\'"'
+    odd = replace(
+        small,
+        title=evil,
+        command=evil,
+        models=(replace(small.models[0], name=evil, run_log=evil),),
+        task=replace(small.task, name=evil),
+        machine=replace(small.machine, processor=evil),
+    )
+    root = tree(module.render(odd, 600_000))
+    assert not list(root.iter("img"))
+    assert root.find("head/title").text == evil
+    assert root.find("body/header/h1").text == evil
+    assert words(next(root.iter("tbody"))[0][0]) == evil
+    assert f"ship this: {evil}, not pruned" in words(next(root.iter("section")))
+
+
+def test_odd_results_make_a_page(small):
+    bare = replace(small, models=(replace(small.models[0], compressed=()),), claims=())
+    assert "Nothing: no model was compressed." in words(tree(module.render(bare)))
+    gap = replace(small, models=(replace(small.models[0], compressed=small.models[0].compressed[:6]),))
+    cells = [words(cell) for cell in list(tree(module.render(gap)).iter("tbody"))[-1][1]]
+    assert cells[0] == "15%"
+    assert cells[-3:-1] == ["–", "–"]  # 6 and 4 bits were not measured there
+    hopeless = replace(bare, models=small.models, task=replace(small.task, majority=1.0))
+    assert "so there is no frontier" in words(tree(module.render(hopeless)))
+
+
+def test_write_report(value, tmp_path):
+    source, page = tmp_path / "results.json", tmp_path / "new" / "page.html"
+    value["models"] = [{**value["models"][0], "curve": []}]
+    source.write_text(json.dumps(value))
+    module.write_report(source, page, 2_000_000)
+    first = page.read_bytes()
+    assert "Within 2\u00a0MB" in first.decode("utf-8")
+    assert os.listdir(page.parent) == ["page.html"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write"):
+        module.write_report(source, tmp_path / "file" / "page.html", 2_000_000)
+
+    del value["task"]
+    source.write_text(json.dumps(value))
+    with pytest.raises(UserError, match=r"results\.json: task is missing"):
+        module.write_report(source, page)
+    assert page.read_bytes() == first

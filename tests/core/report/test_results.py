@@ -1,0 +1,182 @@
+import copy
+import json
+import os
+import stat
+from dataclasses import replace
+
+import pytest
+
+from train_large.errors import UserError
+from train_large.report import results as module
+from train_large.report.claims import judge_claims
+
+
+def write(path, value):
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return path
+
+
+def test_what_is_saved_is_loaded(results, value, tmp_path):
+    path = tmp_path / "new" / "results.json"
+    module.save(results, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == value  # no field lost, none invented, none renamed
+    assert module.load(path) == results
+    judged = replace(results, claims=judge_claims(results))
+    module.save(judged, path)
+    assert module.load(path) == judged
+    assert os.listdir(path.parent) == ["results.json"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+CHANGES = [
+    (("format",), 2, "format is 2, not 1"),
+    (("format",), True, "format is True"),
+    (("created",), "yesterday", "created is 'yesterday', not an ISO"),
+    (("models",), [], "models is empty"),
+    (("models",), {}, "models is not a list"),
+    (("machine",), "fast", "machine is not an object"),
+    (("machine", "cores"), 0, "machine.cores is 0, and must be at least 1"),
+    (("machine", "cores"), 2.0, "machine.cores is 2.0, not a whole number"),
+    (("machine", "cores"), True, "machine.cores is True, not a whole number"),
+    (("budget", "clock"), "moon", "budget.clock is 'moon', not 'train' or 'wall' or 'calibrated'"),
+    (("budget", "seconds"), "600", "budget.seconds is '600', not a number"),
+    (("task", "majority"), 50.3, "task.majority is 50.3, and must be from 0 to 1"),
+    (("models", 1, "perplexity"), float("inf"), "models[1].perplexity is inf, not a finite number"),
+    (("models", 1, "perplexity"), float("nan"), "models[1].perplexity is nan, not a finite number"),
+    (("models", 1, "perplexity"), 0.5, "models[1].perplexity is 0.5, and must be at least 1"),
+    (("models", 1, "name"), "2l_32h", "models[1].name '2l_32h' is there twice"),
+    (("models", 0, "name"), None, "models[0].name is None, not a text"),
+    (("models", 2, "curve", 3, "updates"), 1, "models[2].curve[3].updates does not rise"),
+    (("models", 2, "compressed", 5, "bits"), 5, "models[2].compressed[5].bits is 5, not 32 or 8 or 6 or 4"),
+    (("models", 2, "compressed", 5, "bits"), 8.0, "models[2].compressed[5].bits is 8.0"),
+    (("models", 2, "compressed", 5, "nonzero"), 10**9, "models[2].compressed[5].nonzero is more than its parameters"),
+    (("models", 2, "compressed", 4, "sparsity"), 0.0, "models[2].compressed[4] repeats sparsity 0.0 at 32 bits"),
+    (("models", 2, "compressed", 5, "recovered"), 1, "models[2].compressed[5].recovered is 1, not true or false"),
+    (("models", 0, "finetuned", "acuracy"), 0.5, "models[0].finetuned.acuracy is not a field of this format"),
+    (("claims",), [{"claim": "c", "section": "3", "shows": "yes", "measured": ""}], "claims[0].shows is 'yes'"),
+]
+
+
+@pytest.mark.parametrize(("where", "what", "message"), CHANGES, ids=[message for _, _, message in CHANGES])
+def test_a_wrong_field_is_named_with_its_file(value, tmp_path, where, what, message):
+    target = value
+    for step in where[:-1]:
+        target = target[step]
+    target[where[-1]] = what
+    path = write(tmp_path / "results.json", value)
+    with pytest.raises(UserError) as caught:
+        module.load(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def all_fields(value, where=""):
+    """Every (object, key, dotted name) in plain JSON."""
+    if isinstance(value, dict):
+        for key in value:
+            yield value, key, f"{where}.{key}".lstrip(".")
+            yield from all_fields(value[key], f"{where}.{key}".lstrip("."))
+    elif isinstance(value, list) and value:
+        yield from all_fields(value[0], f"{where}[0]")
+
+
+def test_every_missing_field_is_named(value):
+    names = [name for _, _, name in all_fields(value)]
+    assert "models[0].compressed[0].bytes_paper" in names
+    for name in names:
+        broken = copy.deepcopy(value)
+        target, key = next((target, key) for target, key, other in all_fields(broken) if other == name)
+        del target[key]
+        with pytest.raises(ValueError, match="missing") as caught:
+            module.parse(broken)
+        assert str(caught.value) == f"{name} is missing"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2", "\x00"])
+def test_what_is_not_json(tmp_path, text):
+    path = write(tmp_path / "results.json", text)
+    with pytest.raises(UserError, match="is not JSON") as caught:
+        module.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="Cannot read .*nowhere.json"):
+        module.load(tmp_path / "nowhere.json")
+    with pytest.raises(UserError, match="Cannot read"):
+        module.load(tmp_path)
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="binary.json is not JSON"):
+        module.load(tmp_path / "binary.json")
+
+
+def test_nothing_wrong_is_saved_over_what_is_there(results, tmp_path):
+    path = write(tmp_path / "results.json", "as it was")
+    broken = replace(results, budget=replace(results.budget, seconds=float("inf")))
+    with pytest.raises(ValueError, match="budget.seconds"):
+        module.save(broken, path)
+    assert path.read_text() == "as it was"
+
+
+def test_a_full_disk_leaves_what_was_there(results, tmp_path, monkeypatch):
+    path = write(tmp_path / "results.json", "as it was")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(UserError, match="Cannot write .*No space left on device"):
+        module.save(results, path)
+    assert path.read_text() == "as it was"
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def log_line(kind, updates, **more):
+    counters = {
+        "train_seconds": updates / 10,
+        "wall_seconds": updates / 5,
+        "tokens": updates * 64,
+        "flops": updates * 1e9,
+    }
+    return json.dumps({"kind": kind, "updates": updates, **counters, **more}) + "\n"
+
+
+def valid(updates, perplexity, subset="valid"):
+    return log_line("valid", updates, subset=subset, loss=0.0, perplexity=perplexity)
+
+
+def test_curve_from_a_run_log(tmp_path):
+    path = write(
+        tmp_path / "run.jsonl",
+        log_line("start", 0)
+        + log_line("train", 50, loss=6.0)
+        + valid(100, 900.0)
+        + valid(100, 1.5, subset="test")
+        + log_line("checkpoint", 150)
+        + valid(200, 800.0)  # lost by the kill: its point is measured anew at 210
+        + log_line("resume", 150)
+        + valid(210, 700.0)
+        + valid(300, 600.0)
+        + valid(300, 599.0)  # the last validation at the stop
+        + log_line("stop", 300)
+        + valid(400, 500.0)[:-20],
+    )
+    curve = module.curve_from_run_log(path)
+    assert [(p.updates, p.train_seconds, p.flops, p.perplexity) for p in curve] == [
+        (100, 10.0, 100e9, 900.0),
+        (210, 21.0, 210e9, 700.0),
+        (300, 30.0, 300e9, 599.0),
+    ]
+    assert [p.perplexity for p in module.curve_from_run_log(path, subset="test")] == [1.5]
+
+
+def test_a_run_log_that_lacks_a_number_is_named(tmp_path):
+    path = write(tmp_path / "run.jsonl", log_line("valid", 100, subset="valid", loss=1.0))
+    with pytest.raises(UserError, match="run.jsonl: a validation line has no 'perplexity'"):
+        module.curve_from_run_log(path)
+    write(path, valid(100, 0.2))
+    with pytest.raises(UserError, match="run.jsonl: in a validation line, perplexity is 0.2"):
+        module.curve_from_run_log(path)
+    with pytest.raises(UserError):
+        module.curve_from_run_log(tmp_path / "nowhere.jsonl")

@@ -1,0 +1,306 @@
+"""results.json: what one experiment measured, as frozen records, read and written with every field checked.
+
+The dataclasses are the format. A field's type and bounds stand beside it, and `load` says which field of which file is
+wrong. Lists in the file are tuples here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+import typing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from train_large import runlog
+from train_large.errors import UserError
+
+# Numbers and the bounds they lie in.
+Count = Annotated[int, (1, math.inf)]
+Natural = Annotated[int, (0, math.inf)]
+Amount = Annotated[float, (0, math.inf)]
+Share = Annotated[float, (0, 1)]
+Perplexity = Annotated[float, (1, math.inf)]
+
+
+@dataclass(frozen=True)
+class Machine:
+    processor: str
+    cores: Count
+    memory_gib: Amount
+    python: str
+    torch: str
+    fairseq: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each size was given for pretraining."""
+
+    seconds: Amount
+    clock: Literal["train", "wall", "calibrated"]
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    corpus: str
+    tokens: Count
+    vocabulary: Count
+    batch_tokens: Count
+
+
+@dataclass(frozen=True)
+class Task:
+    """The downstream task: numbers of examples, and `majority`, the accuracy of always guessing the commoner class."""
+
+    name: str
+    train: Count
+    valid: Count
+    metric: Literal["accuracy"]
+    majority: Share
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One validation during pretraining. `train_seconds` is the budget's clock, `flops` the training cost so far."""
+
+    updates: Natural
+    train_seconds: Amount
+    flops: Amount
+    perplexity: Perplexity
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    accuracy: Share
+    seconds: Amount
+    updates: Natural
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """One model, pruned to `sparsity` and stored at `bits` a weight.
+
+    `bytes` is what it costs to store: `bits` for each parameter kept, and the masks. `bytes_paper` is the paper's
+    accounting (section 4.1): nonzero * bits / 8."""
+
+    sparsity: Share
+    bits: Literal[32, 8, 6, 4]
+    accuracy: Share
+    parameters: Count
+    nonzero: Natural
+    bytes: Count
+    bytes_paper: Natural
+    recovery_updates: Natural
+    recovered: bool
+
+    @property
+    def is_compressed(self) -> bool:
+        return self.bits < 32 or self.sparsity > 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """One size, pretrained within the budget, finetuned and compressed. `run_log` is relative to results.json."""
+
+    name: str
+    layers: Count
+    hidden: Count
+    heads: Count
+    parameters: Count
+    parameters_without_embeddings: Natural
+    learning_rate: Amount
+    run_log: str
+    updates: Natural
+    train_seconds: Amount
+    tokens: Natural
+    flops: Amount
+    perplexity: Perplexity
+    curve: tuple[CurvePoint, ...]
+    finetuned: Finetuned
+    compressed: tuple[Compressed, ...]
+
+    def at(self, sparsity: float, bits: int) -> Compressed | None:
+        """The measurement at this sparsity and bit width, if there is one."""
+        return next((c for c in self.compressed if c.bits == bits and abs(c.sparsity - sparsity) < 0.005), None)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper and what was measured here. `shows` is None where it cannot be told."""
+
+    claim: str
+    section: str
+    shows: bool | None
+    measured: str
+
+
+@dataclass(frozen=True)
+class Results:
+    format: Literal[1]
+    title: str
+    created: str
+    command: str
+    machine: Machine
+    budget: Budget
+    pretraining: Pretraining
+    task: Task
+    models: tuple[Model, ...]
+    claims: tuple[Claim, ...] | None = None
+
+    @property
+    def by_size(self) -> tuple[Model, ...]:
+        """The models, smallest first."""
+        return tuple(sorted(self.models, key=lambda model: (model.parameters, model.name)))
+
+
+def load(path: Path) -> Results:
+    """Reads results.json. Raises UserError, with the file and the field, for whatever is missing, unknown or wrong."""
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read {path} ({error.strerror}): give the results.json of a finished run.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): give the results.json of a finished run.") from None
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}: mend the field or let the run write the file again.") from None
+
+
+def save(results: Results, path: Path) -> None:
+    """Writes results.json, whole or not at all.
+
+    Raises ValueError, with the field, for what `load` would not take (a perplexity of infinity, say); UserError where
+    the file cannot be written."""
+    value = dataclasses.asdict(results)
+    if results.claims is None:
+        del value["claims"]
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    parse(json.loads(text))
+    write_whole(path, text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file aside, then renames it. Raises UserError if that fails, and leaves what was there before."""
+    path = Path(path)
+    aside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            aside = Path(file.name)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files for their owner alone; a report is to be read by others as the umask allows.
+        umask = os.umask(0)
+        os.umask(umask)
+        aside.chmod(0o666 & ~umask)
+        os.replace(aside, path)
+    except OSError as error:
+        if aside is not None and aside.exists():
+            aside.unlink()
+        raise UserError(f"Cannot write {path} ({error.strerror}): free the space or choose another place.") from None
+
+
+def parse(value: Any) -> Results:
+    """Records from plain JSON values. Raises ValueError that begins with the field: `models[2].compressed[0].bits`."""
+    results = _read(Results, value, "")
+    names = [model.name for model in results.models]
+    if not names:
+        raise ValueError("models is empty")
+    for m, model in enumerate(results.models):
+        where = f"models[{m}]"
+        if names.index(model.name) != m:
+            raise ValueError(f"{where}.name {model.name!r} is there twice")
+        for i, (before, after) in enumerate(zip(model.curve, model.curve[1:]), start=1):
+            if after.updates <= before.updates:
+                raise ValueError(f"{where}.curve[{i}].updates does not rise")
+        seen = set()
+        for i, entry in enumerate(model.compressed):
+            if entry.nonzero > entry.parameters:
+                raise ValueError(f"{where}.compressed[{i}].nonzero is more than its parameters")
+            if (entry.sparsity, entry.bits) in seen:
+                raise ValueError(f"{where}.compressed[{i}] repeats sparsity {entry.sparsity} at {entry.bits} bits")
+            seen.add((entry.sparsity, entry.bits))
+    try:
+        datetime.fromisoformat(results.created.replace("Z", "+00:00"))
+    except ValueError:
+        raise ValueError(f"created is {results.created!r}, not an ISO 8601 time") from None
+    return results
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """The JSON value as `kind` (a dataclass, tuple, union, literal or plain type), or ValueError naming `where`."""
+    here = where or "the file"
+    if dataclasses.is_dataclass(kind):
+        return _read_record(kind, value, where)
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is Annotated:
+        number = _read(arguments[0], value, where)
+        least, most = arguments[1]
+        if not least <= number <= most:
+            bounds = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+            raise ValueError(f"{here} is {value!r}, and must be {bounds}")
+        return number
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{here} is not a list")
+        return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if typing.get_origin(kind) is Literal:
+        if value not in arguments or isinstance(value, (bool, float)):
+            raise ValueError(f"{here} is {value!r}, not {' or '.join(map(repr, arguments))}")
+        return value
+    if type(None) in arguments:
+        return None if value is None else _read(arguments[0], value, where)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        word = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]
+        raise ValueError(f"{here} is {value!r}, not {word}")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{here} is {value}, not a finite number")
+    return value
+
+
+def _read_record(kind: Any, value: Any, where: str) -> Any:
+    dot = f"{where}." if where else ""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where or 'the file'} is not an object")
+    types = typing.get_type_hints(kind, include_extras=True)
+    for name in value:
+        if name not in types:
+            raise ValueError(f"{dot}{name} is not a field of this format")
+    read = {}
+    for known in dataclasses.fields(kind):
+        if known.name in value:
+            read[known.name] = _read(types[known.name], value[known.name], dot + known.name)
+        elif known.default is dataclasses.MISSING:
+            raise ValueError(f"{dot}{known.name} is missing")
+    return kind(**read)
+
+
+def curve_from_run_log(path: Path, subset: str = "valid") -> tuple[CurvePoint, ...]:
+    """The validation points of one subset in a run log (SAVE_DIR/run.jsonl), in order of updates.
+
+    A point measured twice, as after a resume or by a last validation at the stop, counts as it was measured last.
+    Raises UserError if a validation line lacks a number."""
+    points = {}
+    for line in runlog.read(path):
+        if line["kind"] != "valid" or line.get("subset", subset) != subset:
+            continue
+        try:
+            point = _read_record(CurvePoint, {f.name: line[f.name] for f in dataclasses.fields(CurvePoint)}, "")
+        except KeyError as error:
+            raise UserError(f"{path}: a validation line has no {error}: the log is of another program.") from None
+        except ValueError as error:
+            raise UserError(f"{path}: in a validation line, {error}: the run diverged or the log is damaged.") from None
+        points[point.updates] = point
+    return tuple(points[updates] for updates in sorted(points))

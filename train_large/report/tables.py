@@ -1,0 +1,151 @@
+"""The report as text: what to ship, the sizes, the frontier and the claims; readable at 80 columns and in a file."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from train_large.report.claims import above_chance, judge_claims, standard_error
+from train_large.report.pareto import best_within, frontier_of, measurements
+from train_large.report.results import Claim, Compressed, Model, Results
+from train_large.report.units import (
+    format_bytes,
+    format_count,
+    format_limit,
+    format_percent,
+    format_perplexity,
+    format_seconds,
+)
+
+VERDICTS = {True: "shows", False: "does not show", None: "cannot be told"}
+
+
+def claims_of(results: Results) -> tuple[Claim, ...]:
+    """The verdicts written in results.json; where there are none, those that its measurements give now."""
+    return judge_claims(results) if results.claims is None else results.claims
+
+
+def describe(model: Model, entry: Compressed) -> str:
+    """`3l_128h, 45% pruned, 6 bits`."""
+    pruned = f"{format_percent(entry.sparsity, 0)} pruned" if entry.sparsity else "not pruned"
+    return f"{model.name}, {pruned}, {entry.bits} bits"
+
+
+def memory_limits(results: Results, most: int = 7) -> list[int]:
+    """Round limits (1, 2, 5 and their tens) between which the best choice changes, at most so many."""
+    sizes = [entry.bytes for _, entry in frontier_of(results)]
+    if not sizes:
+        return []
+    series = [digit * 10**power for power in range(16) for digit in (1, 2, 5)]
+    first = next(i for i, limit in enumerate(series) if limit >= min(sizes))
+    last = next(i for i, limit in enumerate(series) if limit >= max(sizes))
+    limits: list[int] = []
+    for limit in series[first : last + 1]:
+        if not limits or best_within(results.models, limit) != best_within(results.models, limits[-1]):
+            limits.append(limit)
+    every = -(-len(limits) // most)
+    return limits[::-1][::every][::-1]
+
+
+def ship_line(results: Results, limit: int) -> str:
+    """What to ship within a limit, in a sentence or two."""
+    return "".join(ship_parts(results, limit))
+
+
+def ship_parts(results: Results, limit: int) -> tuple[str, str, str]:
+    """(the limit, the most accurate that fits, what the figures leave open), to be read one after the other."""
+    within = f"Within {format_limit(limit)}"
+    entries = measurements(results.models)
+    best = best_within(results.models, limit)
+    if best is None:
+        if not entries:
+            return f"{within}: ", "nothing to ship", ", for no model was compressed."
+        model, entry = min(entries, key=lambda pair: pair[1].bytes)
+        smallest = f". The smallest is {describe(model, entry)} ({format_bytes(entry.bytes)})."
+        return f"{within}: ", "nothing fits", smallest
+    model, entry = best
+    within, choice = f"{within}, ship this: ", describe(model, entry)
+    figures = f" ({format_bytes(entry.bytes)}, accuracy {format_percent(entry.accuracy)})"
+    if not above_chance(entry.accuracy, results):
+        return within, choice, f"{figures}, which is no better than always guessing the commoner class."
+    error = standard_error(entry.accuracy, results.task.valid)
+    rivals = [(m, e) for m, e in entries if entry.accuracy - e.accuracy <= error and above_chance(e.accuracy, results)]
+    rival, smaller = min(rivals, key=lambda pair: (pair[1].bytes, -pair[1].accuracy))
+    if smaller.bytes > 0.9 * entry.bytes:  # not worth a sentence
+        return within, choice, f"{figures}."
+    return (
+        within,
+        choice,
+        f"{figures}. Smaller, and within one standard error ({100 * error:.1f} points) of it: "
+        f"{describe(rival, smaller)} ({format_bytes(smaller.bytes)}, {format_percent(smaller.accuracy)}).",
+    )
+
+
+def sizes_table(results: Results) -> Table:
+    table = _table(f"Trained for {format_seconds(results.budget.seconds)} each ({results.budget.clock} clock)")
+    table.add_column("model", overflow="fold")
+    for heading in ("parameters", "updates", "seconds", "perplexity", f"{results.task.metric}"):
+        table.add_column(heading, justify="right")
+    best = min(model.perplexity for model in results.models)
+    for model in results.by_size:
+        table.add_row(
+            Text(model.name),
+            format_count(model.parameters),
+            f"{model.updates:,}",
+            f"{model.train_seconds:,.1f}",
+            format_perplexity(model.perplexity),
+            format_percent(model.finetuned.accuracy),
+            style="bold" if model.perplexity == best else "",
+        )
+    return table
+
+
+def frontier_table(results: Results) -> Table:
+    table = _table("Pareto frontier: nothing smaller is as accurate")
+    table.add_column("no.", justify="right")
+    table.add_column("model", overflow="fold")
+    for heading in ("pruned", "bits", "to store", "accuracy"):
+        table.add_column(heading, justify="right")
+    for number, (model, entry) in enumerate(frontier_of(results), start=1):
+        table.add_row(
+            str(number),
+            Text(model.name),
+            format_percent(entry.sparsity, 0),
+            str(entry.bits),
+            format_bytes(entry.bytes),
+            format_percent(entry.accuracy),
+        )
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+
+
+def print_report(results: Results, memory_limit: int | None = None, console: Console | None = None) -> None:
+    """Prints the report to the console (standard output if none is given; no colour codes where that is a file)."""
+    console = console or Console(highlight=False)
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(text, style=style))
+
+    task, n = results.task, results.task.valid
+    say(results.title, "bold")
+    say(
+        f"Task: {task.name}, {n:,} validation examples; always guessing the commoner class: "
+        f"{format_percent(task.majority)}."
+    )
+    console.print()
+    console.print(sizes_table(results))
+    if frontier_of(results):
+        console.print(frontier_table(results))
+    say("The paper's claims, as measured here", "bold")
+    for claim in claims_of(results):
+        console.print()
+        say(f"[{VERDICTS[claim.shows]}] {claim.claim} (section {claim.section})")
+        say(claim.measured)
+    console.print()
+    for limit in memory_limits(results) if memory_limit is None else [memory_limit]:
+        say(ship_line(results, limit), "bold")
