@@ -1,0 +1,226 @@
+"""`train-large SUBCOMMAND`: the one module of argument parsing. What it does lies in the modules it imports."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from train_large import __version__
+from train_large.errors import UserError
+
+PAPER_BATCH = 8192
+ROBERTA_VOCABULARY = 50_265
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand. Returns the exit status: 0, or 2 with one sentence on standard error."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"train-large {options.command}: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `train-large ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print(f"train-large {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="train-large", description="Train large, then compress.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"train-large {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="SUBCOMMAND", required=True)
+
+    def command(name, run, help):
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=help,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("sizes", _sizes, "print the sizes: parameters, FLOPs per update and learning rate")
+    sub.add_argument("sizes", nargs="*", metavar="SIZE", help="such as 12l_768h; the paper's 25 if none is given")
+    sub.add_argument("--vocabulary", type=int, default=ROBERTA_VOCABULARY, help="entries of the dictionary")
+    sub.add_argument("--length", type=int, default=128, help="tokens per sequence")
+    sub.add_argument("--batch", type=int, default=PAPER_BATCH, help="sequences per update")
+
+    sub = command("prepare-text", _prepare_text, "turn plain text into fairseq's data for pretraining")
+    sub.add_argument("inputs", nargs="+", type=Path, metavar="FILE", help="UTF-8 text")
+    sub.add_argument("--out", type=Path, required=True, help="folder to make")
+    sub.add_argument("--valid", type=Path, help="validation text; otherwise documents are held out")
+    sub.add_argument("--documents", default="auto", help="how documents are told apart: auto, line, blank or wikitext")
+    sub.add_argument("--encoder-json", type=Path, help="GPT-2's encoder.json; a BPE is trained if it is not given")
+    sub.add_argument("--vocab-bpe", type=Path, help="GPT-2's vocab.bpe")
+    sub.add_argument("--vocabulary-size", type=int, default=8192, help="entries of the BPE to train")
+    sub.add_argument("--valid-fraction", type=float, default=0.005, help="share of the documents to hold out")
+    sub.add_argument(
+        "--subsets", default="0.05,0.01", help="shares of the rest to make data of too (paper, section 5.1)"
+    )
+    sub.add_argument("--seed", type=int, default=1)
+    sub.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+
+    sub = command(
+        "prepare-task", _prepare_task, "turn GLUE's TSV files, or your own, into fairseq's data for finetuning"
+    )
+    sub.add_argument("source", type=Path, help="GLUE's folder of the task, or a TSV file")
+    sub.add_argument("--task", required=True, choices=("sst-2", "mnli", "tsv"))
+    sub.add_argument(
+        "--text", type=Path, required=True, help="folder made by prepare-text: its BPE and dictionary are used"
+    )
+    sub.add_argument("--out", type=Path, required=True, help="folder to make")
+    sub.add_argument("--valid", type=Path, help="validation TSV, for --task tsv; otherwise rows are held out")
+    sub.add_argument("--valid-fraction", type=float, default=0.1, help="share of the rows to hold out, for --task tsv")
+    sub.add_argument("--seed", type=int, default=1)
+    sub.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+
+    sub = command("time-steps", _time_steps, "measure the seconds per update of each size (paper, section 2.2)")
+    sub.add_argument("data", type=Path, help="fairseq's data for pretraining (a data-bin)")
+    sub.add_argument("sizes", nargs="+", metavar="SIZE", help="such as 12l_768h")
+    sub.add_argument("--out", type=Path, required=True, help="the table, a CSV file; sizes are added to it")
+    sub.add_argument("--batch", type=int, required=True, help="sequences per update, reached by accumulation")
+    sub.add_argument("--length", type=int, default=128, help="tokens per sequence")
+    sub.add_argument(
+        "--memory-limit", help="such as 16GB; otherwise 80 percent of what is free now, or what the GPU has"
+    )
+    sub.add_argument("--updates", type=int, default=100, help="updates to take the mean of, once they have settled")
+    sub.add_argument("--user-dir", type=Path, default=Path("fairseq_plugins"), help="this project's plugin")
+    sub.add_argument("--force", action="store_true", help="time again what the table has already")
+    sub.add_argument("extra", nargs=argparse.REMAINDER, help="after --: flags passed on to fairseq-train")
+
+    sub = command(
+        "quantize", _quantize, "quantize a fairseq checkpoint so that stock fairseq loads it (paper, section 4.2)"
+    )
+    sub.add_argument("source", type=Path, metavar="IN")
+    sub.add_argument("target", type=Path, metavar="OUT")
+    sub.add_argument("--bits", required=True, help="4, 6 or 8 (any from 2 to 8), or 32")
+    sub.add_argument("--granularity", default="tensor", help="one range per tensor, row or group:N")
+
+    sub = command("report", _report, "the tables, and the page with the figures, of a results.json")
+    sub.add_argument("results", type=Path, metavar="RESULTS.json")
+    sub.add_argument("--page", type=Path, help="HTML file to write")
+    sub.add_argument("--memory-limit", help="the memory at inference, such as 2MB: says what to ship")
+    return parser
+
+
+def _sizes(options: argparse.Namespace) -> None:
+    from train_large.sizes import ROBERTA, Size, size_rows
+
+    sizes = [Size.parse(name) for name in options.sizes] or list(ROBERTA)
+    print("size        parameters  without embeddings  FLOPs per update  learning rate")
+    for row in size_rows(sizes, options.vocabulary, options.length, options.batch):
+        print(
+            f"{row.name:<10}{row.parameters / 1e6:>11.1f}M{row.parameters_without_embeddings / 1e6:>19.1f}M"
+            f"{row.flops_per_update:>18.3g}{row.learning_rate:>15.3g}"
+        )
+    print(
+        f"\n{options.vocabulary:,} entries; an update is {options.batch:,} sequences of {options.length} tokens; "
+        "FLOPs by Clark et al."
+    )
+
+
+def _prepare_text(options: argparse.Namespace) -> None:
+    from train_large.data.text import prepare_text
+
+    summary = prepare_text(
+        options.inputs,
+        options.out,
+        valid=options.valid,
+        documents=options.documents,
+        encoder_json=options.encoder_json,
+        vocab_bpe=options.vocab_bpe,
+        vocabulary_size=options.vocabulary_size,
+        valid_fraction=options.valid_fraction,
+        subsets=_fractions(options.subsets, "--subsets"),
+        seed=options.seed,
+        workers=options.workers,
+    )
+    print(
+        f"{options.out}: a BPE of {summary.bpe_entries:,} entries ({summary.bpe}), "
+        f"a dictionary of {summary.dictionary_entries:,}"
+    )
+    for name, split in summary.splits.items():
+        print(f"  {name}: {split.documents:,} documents, {split.tokens:,} tokens")
+
+
+def _prepare_task(options: argparse.Namespace) -> None:
+    from train_large.data.glue import prepare_task
+
+    summary = prepare_task(
+        options.task,
+        options.source,
+        options.out,
+        text=options.text,
+        valid=options.valid,
+        valid_fraction=options.valid_fraction,
+        seed=options.seed,
+        workers=options.workers,
+    )
+    print(f"{options.out}: {summary}")
+
+
+def _time_steps(options: argparse.Namespace) -> None:
+    from train_large.report.units import parse_bytes
+    from train_large.sizes import Size
+    from train_large.step_times import time_steps
+
+    extra = options.extra[1:] if options.extra[:1] == ["--"] else options.extra
+    time_steps(
+        options.data,
+        [Size.parse(name) for name in options.sizes],
+        options.out,
+        batch=options.batch,
+        length=options.length,
+        memory_limit=parse_bytes(options.memory_limit) if options.memory_limit else None,
+        updates=options.updates,
+        extra=extra,
+        user_dir=options.user_dir,
+        force=options.force,
+    )
+
+
+def _quantize(options: argparse.Namespace) -> None:
+    from train_large.compression.quantization import parse_bits, quantize_checkpoint
+
+    summary = quantize_checkpoint(options.source, options.target, parse_bits(options.bits), options.granularity)
+    print(
+        f"{options.target}: {summary.parameters:,} parameters, {summary.nonzero:,} not zero, {summary.bytes:,} bytes "
+        f"to store at {options.bits} bits ({summary.bytes_paper:,} by the paper's accounting)"
+    )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from train_large.report.page import write_page
+    from train_large.report.results import load
+    from train_large.report.tables import print_report
+    from train_large.report.units import parse_bytes
+
+    limit = parse_bytes(options.memory_limit) if options.memory_limit else None
+    results = load(options.results)
+    print_report(results, memory_limit=limit)
+    if options.page:
+        write_page(results, options.page, limit)
+        print(f"wrote {options.page}")
+
+
+def _fractions(text: str, flag: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UserError(f"{flag} {text!r}: give shares separated by commas, such as 0.05,0.01, or nothing.") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

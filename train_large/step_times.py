@@ -1,0 +1,499 @@
+"""Seconds per update of every size, measured as section 2.2 of the paper says; the calibrated clock reads the table.
+
+For each size: find the largest micro-batch that fits in memory, accumulate micro-batches up to the batch, wait until
+the time per update settles, and take the mean of the next 100 updates. All sizes are timed by the same fairseq-train on
+the same machine under the same memory limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from train_large import runlog
+from train_large.errors import UserError
+from train_large.sizes import Size
+
+UPDATES = 100  # the paper: "the average time over 100 steps"
+
+WINDOW = 10
+TOLERANCE = 0.05
+PATIENCE = 100
+
+TRIAL_UPDATES = 3  # enough to see whether a micro-batch fits: after the first, the optimizer's state is there too
+MEMORY_SHARE = 0.8
+POLL_SECONDS = 0.2  # looking more often would slow down what is measured
+
+# CUDA; fairseq, which catches that and goes on (fairseq/trainer.py:862, 0.12.3.1); torch on a CPU; Linux; Python.
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|recover from OOM|can't allocate memory|Cannot allocate memory|MemoryError", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One row of the table; the fields are its columns."""
+
+    size: str
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    vocabulary: int  # entries of the dictionary, special symbols included
+    length: int  # tokens per sequence
+    batch: int  # sequences per update
+    micro_batch: int  # sequences at a time
+    update_freq: int  # micro-batches per update
+    seconds_per_update: float
+    standard_deviation: float  # of one update, in seconds
+    updates: int  # how many were measured
+    settled_after: int  # how many were done before these
+    peak_memory_bytes: int  # resident memory of the run with its data loaders, or memory of the GPU
+    device: str
+    machine: str
+    torch: str
+    flags: str  # those given to fairseq-train besides
+
+    @property
+    def shape(self) -> Size:
+        return Size(self.layers, self.hidden, self.ffn, self.heads)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one run of fairseq-train: the seconds of each whole update, and whether it stayed within memory."""
+
+    durations: tuple[float, ...]
+    peak_memory_bytes: int
+    fits: bool
+
+
+Runner = Callable[[Size, int, int, int, Callable[[Sequence[float]], bool]], Trial]
+"""run(size, micro_batch, update_freq, max_updates, enough): train until `enough(durations)`, or out of memory."""
+
+
+def settled_at(
+    durations: Sequence[float], window: int = WINDOW, tolerance: float = TOLERANCE, patience: int = PATIENCE
+) -> int | None:
+    """After how many updates the time per update has settled; None if that cannot be said yet.
+
+    It has settled when the medians of two successive windows of updates differ by less than `tolerance` of the first.
+    Medians, because a single slow update (an allocation, another process) says nothing of the trend. After `patience`
+    updates it counts as settled whatever they say: some machines never come to rest, and the mean of 100 evens that
+    out.
+    """
+    for done in range(2 * window, min(len(durations), patience) + 1):
+        before = statistics.median(durations[done - 2 * window : done - window])
+        after = statistics.median(durations[done - window : done])
+        if abs(after - before) < tolerance * before:
+            return done
+    return patience if len(durations) >= patience else None
+
+
+def fitting_micro_batches(batch: int, fits: Callable[[int], bool], limit: int | None = None) -> list[int]:
+    """The micro-batches that were seen to fit, ascending, the last being the largest that does; empty if none fits.
+
+    Candidates are the divisors of `batch` up to `limit`, so that every update has exactly `batch` sequences. The search
+    doubles (as nearly as the divisors allow) up to the first that does not fit, and then halves what lies between.
+    """
+    divisors = [d for d in range(1, min(batch, limit or batch) + 1) if batch % d == 0]
+    seen: list[int] = []
+    low, high = -1, len(divisors)  # positions of the largest that fits and of the smallest that does not
+    while low + 1 < high:
+        if high == len(divisors):
+            doubled = 2 * divisors[low] if low >= 0 else 1
+            within = [i for i in range(low + 1, high) if divisors[i] <= doubled]
+            trying = within[-1] if within else low + 1
+        else:
+            trying = (low + high) // 2
+        if fits(divisors[trying]):
+            seen.append(divisors[trying])
+            low = trying
+        else:
+            high = trying
+    return seen
+
+
+def time_steps(
+    data: Path,
+    sizes: Sequence[Size],
+    out: Path,
+    *,
+    batch: int,
+    length: int,
+    user_dir: Path,
+    memory_limit: int | None = None,
+    updates: int = UPDATES,
+    extra: Sequence[str] = (),
+    max_micro_batch: int | None = None,
+    force: bool = False,
+    say: Callable[[str], object] = print,
+    run: Runner | None = None,
+) -> list[StepTime]:
+    """Time `updates` updates of `batch` sequences of `length` tokens for each of `sizes`; their rows, in order.
+
+    `data` is a folder made by fairseq-preprocess; `user_dir` is fairseq_plugins; `extra` are flags for fairseq-train
+    (`--fp16`, `--cpu`, `--dropout 0`). `memory_limit` is in bytes of resident memory, for every size alike (default: 80
+    % of what is available now); on a GPU its own memory is the limit. Each row is added to the table `out` as soon as
+    it is measured, and what the table holds already is not measured again unless `force`.
+
+    Raises UserError if the data, the flags or the table are unusable, if a size does not fit with one sequence at a
+    time, or if the table is of another machine.
+    """
+    for flag, value in (("--batch", batch), ("--length", length), ("--updates", updates)):
+        if value < 1:
+            raise UserError(f"{flag} {value}: give at least 1.")
+    if max_micro_batch is not None and max_micro_batch < 1:
+        raise UserError(f"--max-micro-batch {max_micro_batch}: give at least 1.")
+    if memory_limit is not None and memory_limit < 1:
+        raise UserError(f"--memory-limit {memory_limit}: give a number of bytes above zero.")
+    vocabulary = _vocabulary(data)
+    if not user_dir.is_dir():
+        raise UserError(f"{user_dir}: no such folder; give the folder fairseq_plugins as --user-dir.")
+    table = read_step_times(out) if out.exists() else []
+    _check_writable(out)
+    where = _machine("--cpu" in extra)
+    for row in table:
+        if (row.machine, row.device) != (where["machine"], where["device"]):
+            raise UserError(
+                f"{out}: this table is of another machine ({row.machine}, {row.device}); times of two machines do not "
+                "compare, so write to another file."
+            )
+
+    if run is None:
+        limit = memory_limit if memory_limit is not None else int(MEMORY_SHARE * _available_memory())
+        run = FairseqTrain(data, user_dir, length, limit, tuple(extra), where["gpu_memory_bytes"])
+    results = []
+    for size in sizes:
+        blank = StepTime(
+            **dict.fromkeys(COLUMNS, 0)
+            | dataclasses.asdict(size)
+            | {"size": size.name, "vocabulary": vocabulary, "length": length, "batch": batch}
+            | {"device": where["device"], "machine": where["machine"], "torch": where["torch"]}
+            | {"flags": shlex.join(extra)}
+        )
+        known = [row for row in table if _key(row) == _key(blank)]
+        if known and not force:
+            say(f"{size.name}: {known[0].seconds_per_update:.4g} s per update, from {out}")
+            results.append(known[0])
+            continue
+        row = _time_size(size, blank, updates, max_micro_batch, run, say)
+        table = [other for other in table if _key(other) != _key(row)] + [row]
+        _write(out, table)
+        results.append(row)
+    return results
+
+
+def _time_size(
+    size: Size, blank: StepTime, updates: int, limit: int | None, run: Runner, say: Callable[[str], object]
+) -> StepTime:
+    """The row of one size, `blank` filled in."""
+
+    def fits(micro_batch: int) -> bool:
+        # Two micro-batches, if there are two: the gradients of the first stay while the second goes through the model.
+        update_freq = min(2, blank.batch // micro_batch)
+        trial = run(size, micro_batch, update_freq, TRIAL_UPDATES, lambda durations: len(durations) >= TRIAL_UPDATES)
+        said = "fits" if trial.fits else "does not fit"
+        say(f"{size.name}: a micro-batch of {micro_batch} {said} ({trial.peak_memory_bytes / 2**20:,.0f} MiB)")
+        return trial.fits
+
+    def enough(durations: Sequence[float]) -> bool:
+        settled = settled_at(durations)
+        return settled is not None and len(durations) >= settled + updates
+
+    for micro_batch in reversed(fitting_micro_batches(blank.batch, fits, limit)):
+        update_freq = blank.batch // micro_batch
+        trial = run(size, micro_batch, update_freq, PATIENCE + updates, enough)
+        if not trial.fits:  # the search saw only a few updates
+            say(f"{size.name}: a micro-batch of {micro_batch} does not fit after all")
+            continue
+        settled = settled_at(trial.durations)
+        assert settled is not None
+        measured = trial.durations[settled : settled + updates]
+        row = dataclasses.replace(
+            blank,
+            micro_batch=micro_batch,
+            update_freq=update_freq,
+            seconds_per_update=statistics.fmean(measured),
+            standard_deviation=statistics.stdev(measured) if len(measured) > 1 else 0.0,
+            updates=len(measured),
+            settled_after=settled,
+            peak_memory_bytes=trial.peak_memory_bytes,
+        )
+        say(
+            f"{size.name}: {row.seconds_per_update:.4g} s per update of {update_freq} x {micro_batch} sequences "
+            f"(standard deviation {row.standard_deviation:.2g})"
+        )
+        return row
+    raise UserError(
+        f"{size.name} does not fit in memory with one sequence at a time; leave it out, raise --memory-limit or "
+        "shorten --length."
+    )
+
+
+@dataclass(frozen=True)
+class FairseqTrain:
+    """Runs fairseq-train in a process of its own and watches it from outside; a `Runner`."""
+
+    data: Path
+    user_dir: Path
+    length: int
+    memory_limit: int  # bytes of resident memory
+    extra: tuple[str, ...] = ()
+    gpu_memory_bytes: int | None = None
+
+    def command(self, size: Size, micro_batch: int, update_freq: int, max_updates: int, save_dir: str) -> list[str]:
+        """The learning rate changes no time; it is small so that nothing runs to infinity on the way."""
+        flags = f"""
+            --task masked_lm --criterion budgeted_masked_lm --arch prenorm_roberta --encoder-layers {size.layers}
+            --encoder-embed-dim {size.hidden} --encoder-ffn-embed-dim {size.ffn} --encoder-attention-heads {size.heads}
+            --tokens-per-sample {self.length} --sample-break-mode none --batch-size {micro_batch}
+            --required-batch-size-multiple 1 --update-freq {update_freq} --max-update {max_updates}
+            --optimizer adam --lr 1e-5 --no-save --disable-validation --log-format json --log-interval 1
+        """.split()
+        start = [sys.executable, "-m", "fairseq_cli.train", str(self.data), "--user-dir", str(self.user_dir)]
+        return start + flags + ["--save-dir", save_dir, *self.extra]
+
+    def __call__(
+        self,
+        size: Size,
+        micro_batch: int,
+        update_freq: int,
+        max_updates: int,
+        enough: Callable[[Sequence[float]], bool],
+    ) -> Trial:
+        """Raises UserError if the process fails for another reason than memory, or ends before it was `enough`."""
+        tokens = micro_batch * update_freq * self.length
+        with tempfile.TemporaryDirectory(prefix="train-large-") as folder:
+            output = Path(folder) / "output.txt"
+            # Twice as many as asked: the last update of an epoch may be a smaller one, which is left out.
+            command = self.command(size, micro_batch, update_freq, 2 * max_updates, folder)
+            with open(output, "wb") as stream:
+                process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
+            peak, fits = 0, True
+            durations: tuple[float, ...] = ()
+            try:
+                while True:
+                    running = process.poll() is None
+                    peak = max(peak, _resident_memory(process.pid) if running else 0)
+                    durations = _whole_updates(Path(folder) / runlog.NAME, tokens, self.length)
+                    printed = output.read_text(errors="replace")
+                    fits = (
+                        peak <= self.memory_limit
+                        and OUT_OF_MEMORY.search(printed) is None
+                        and process.returncode != -signal.SIGKILL  # the kernel's way
+                    )
+                    if not running or not fits or enough(durations):
+                        break
+                    time.sleep(POLL_SECONDS)
+            finally:
+                _kill(process)
+        if fits and not enough(durations):
+            raise UserError(self._why(size, process.returncode, printed, len(durations)))
+        gpu_free = [float(gigabytes) for gigabytes in re.findall(r'"gb_free": "?([0-9.]+)', printed)]
+        if self.gpu_memory_bytes is not None and gpu_free:
+            peak = self.gpu_memory_bytes - int(min(gpu_free) * 2**30)
+        return Trial(durations, peak, fits)
+
+    def _why(self, size: Size, status: int, printed: str, whole_updates: int) -> str:
+        if status == 0:
+            return (
+                f"{self.data} gave only {whole_updates} whole updates of the asked batch; give more text or a smaller "
+                "--batch or --length."
+            )
+        last = next((line.strip() for line in reversed(printed.splitlines()) if line.strip()), "it printed nothing")
+        return f"fairseq-train on {self.data} failed for {size.name} with status {status}: {last[:300]}"
+
+
+def _whole_updates(log: Path, tokens: int, length: int) -> tuple[float, ...]:
+    """Seconds of every update of the run log that had all its sequences (the last one of a text may be a short one)."""
+    if not log.exists():
+        return ()
+    lines = [line for line in runlog.read(log) if line["kind"] in ("start", "train")]
+    return tuple(
+        line["train_seconds"] - before["train_seconds"]
+        for before, line in itertools.pairwise(lines)
+        if line["updates"] == before["updates"] + 1 and line["tokens"] - before["tokens"] > tokens - length
+    )
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the process and its data loaders, which are in one session, and wait for it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _resident_memory(pid: int) -> int:
+    """Bytes of the process and its children. Pages that they share count more than once, which is on the safe side."""
+    import psutil
+
+    total = 0
+    try:
+        process = psutil.Process(pid)
+        for member in (process, *process.children(recursive=True)):
+            total += member.memory_info().rss
+    except psutil.Error:  # ended meanwhile
+        pass
+    return total
+
+
+def _available_memory() -> int:
+    """Bytes that a new process could take now, within the container's limit if there is one."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    try:
+        group = Path("/sys/fs/cgroup")
+        most, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return available if most == "max" else min(available, int(most) - int(used))
+    except (OSError, ValueError):
+        return available
+
+
+def _vocabulary(data: Path) -> int:
+    """Entries of the dictionary in `data`, with fairseq's four special symbols and the mask."""
+    try:
+        with open(data / "dict.txt", encoding="utf-8") as lines:
+            words = sum(1 for line in lines if line.strip())
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{data}: no dict.txt can be read there; give a folder made by fairseq-preprocess.") from None
+    if not (data / "train.bin").exists():
+        raise UserError(f"{data}: no train.bin there; give a folder made by fairseq-preprocess.")
+    return words + 5
+
+
+_PROBE = """
+import json, sys, torch
+gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() and "--cpu" not in sys.argv else None
+print(json.dumps({
+"torch": torch.__version__,
+"threads": torch.get_num_threads(),
+"device": gpu.name if gpu else "cpu",
+"gpu_memory_bytes": gpu.total_memory if gpu else None,
+}))
+"""
+
+
+@functools.lru_cache(maxsize=None)
+def _machine(cpu: bool) -> dict[str, Any]:
+    """What runs the updates: torch's version, device, machine. Asked of another process: the core imports no torch."""
+    probe = subprocess.run([sys.executable, "-c", _PROBE, *["--cpu"] * cpu], capture_output=True, text=True)
+    if probe.returncode:
+        last = probe.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise UserError(
+            f"{sys.executable} cannot import torch ({last[0]}); install this package with its extra 'fairseq'."
+        )
+    found: dict[str, Any] = json.loads(probe.stdout.splitlines()[-1])
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return found | {"machine": f"{model}, {os.cpu_count()} cores, {found['threads']} threads"}
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(StepTime))
+_TYPES = get_type_hints(StepTime)
+
+
+def _key(row: StepTime) -> tuple[Any, ...]:
+    """What one row of a table is of: there is one row for each."""
+    return row.shape, row.vocabulary, row.length, row.batch, row.flags
+
+
+def _check_writable(path: Path) -> None:
+    """Better to fail before the first size is timed than after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); give another --out.") from error
+
+
+def _write(path: Path, rows: Sequence[StepTime]) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(aside, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(dataclasses.asdict(row) for row in rows)
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); give another --out or make room.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def read_step_times(path: Path) -> list[StepTime]:
+    """The rows of the table at `path`. Raises UserError if there is none, or if it is no such table."""
+    way_out = "give a table that `train-large time-steps` wrote"
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise ValueError(f"no column {missing[0]}")
+            rows = []
+            for line in reader:
+                row = StepTime(**{name: _TYPES[name](line[name]) for name in COLUMNS})
+                if not (row.shape and 0 < row.seconds_per_update < float("inf")):  # an impossible shape raises
+                    raise ValueError(f"{row.seconds_per_update} seconds per update")
+                rows.append(row)
+            return rows
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {way_out}.") from error
+    except (ValueError, TypeError, UserError) as error:
+        raise UserError(f"{path}, line {reader.line_num}: {str(error).rstrip('.')}; {way_out}.") from error
+
+
+def seconds_per_update(
+    path: Path, size: Size | str, batch: int, length: int, vocabulary: int | None = None, flags: str | None = None
+) -> float:
+    """What the calibrated clock charges for an update of `batch` sequences of `length` tokens, from a table.
+
+    `size` may be a name, which is the shape with the usual feed-forward size and heads. `vocabulary` and `flags` choose
+    between rows that differ in nothing else. Raises UserError if the table has no such row, or several.
+    """
+    shape = Size.parse(size) if isinstance(size, str) else size
+    table = read_step_times(path)
+    rows = [
+        row
+        for row in table
+        if (row.shape, row.batch, row.length) == (shape, batch, length)
+        and vocabulary in (None, row.vocabulary)
+        and flags in (None, row.flags)
+    ]
+    if len(rows) == 1:
+        return rows[0].seconds_per_update
+    if rows:
+        differ = "; ".join(f"{row.vocabulary} entries, flags '{row.flags}'" for row in rows)
+        raise UserError(
+            f"{path} has several rows for {shape.name}, batch {batch}, length {length} ({differ}): keep one."
+        )
+    has = "; ".join(f"{row.size} batch {row.batch} length {row.length}" for row in table) or "nothing"
+    raise UserError(
+        f"{path} has no row for {shape.name} (FFN {shape.ffn}, {shape.heads} heads), batch {batch}, length {length}; "
+        f"it has {has}: add it by `train-large time-steps DATA --sizes {shape.name} --batch {batch} --length {length} "
+        f"--out {path}`."
+    )
