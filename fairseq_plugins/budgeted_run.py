@@ -1,0 +1,376 @@
+"""A fairseq run under a budget: the clocks, the counters, the stop and the run log, whatever the criterion.
+
+fairseq offers a criterion no object of the run, so there is one per process, `current`: a criterion makes it when it
+is built, its `reduce_metrics` (which fairseq calls on the class) feeds it, the `budget_linear` scheduler reads it, and
+`patches` tell it of validation and saving.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq.logging import metrics
+from fairseq.logging.meters import AverageMeter
+from omegaconf import DictConfig
+
+from fairseq_plugins.device import timer_for
+from fairseq_plugins.run import (
+    do_not_train,
+    encoder_size,
+    fail,
+    root_config,
+    stop_after_this_update,
+    user_errors_end_the_run,
+)
+from train_large import runlog
+from train_large.budget import Budget, TrainClock, WallClock, parse_duration
+
+logger = logging.getLogger(__name__)
+
+current: BudgetedRun | None = None
+
+# What is kept in every checkpoint, as meters of fairseq's "default" group: they are saved and restored with the run
+# (`Trainer.state_dict`, fairseq/trainer.py:430, 0.12.3.1) and, as a fresh finetuning run needs, not restored under
+# --reset-meters and --finetune-from-model. A criterion's own state is no place for them: fairseq saves it only where
+# the criterion has parameters.
+_METER = "budget_{}"
+
+
+class BudgetedRun:
+    """The budget and the log of the run in this process.
+
+    `section` is the criterion's part of the configuration; `loss_name` the meter whose average is the loss in
+    fairseq's base 2.
+    """
+
+    def __init__(self, section: DictConfig, loss_name: str) -> None:
+        self.section = section
+        self.root = root_config(section)
+        self.loss_name = loss_name
+        with user_errors_end_the_run():
+            seconds = parse_duration(section.budget) if section.budget is not None else None
+        if section.target_ppl is not None and not section.target_ppl > 1:
+            fail(f"--target-ppl {section.target_ppl} can never be reached: a perplexity is above 1.")
+        self._limit_seconds = seconds
+        self.counters: dict[str, float] = dict.fromkeys(runlog.COUNTERS, 0)
+        self._begun = self._finished = False
+        self._stop_reason: str | None = None
+        self._terminated = False
+        self._after_update: list[Callable[[], None]] = []
+        self._validation: tuple[str, Any] | None = None  # subset in hand, and the meters of it
+        self._agreed = 0.0  # seconds of budget used, as all workers see it
+        self._tail = 0.0  # from the last forward of an update to its end
+        self._forward_at = 0.0
+        self._told: float | None = None  # what this update's micro-batches have told so far
+        self._loss_sum: Any = 0.0
+        self._loss_count: Any = 0.0
+
+    # -- the criterion's side
+    # ----------------------------------------------------------------------------------------------------
+
+    def begin_update(self) -> None:
+        """`Trainer.train_step` begins (it calls `criterion.train()`), before any forward."""
+        if not self._begun:
+            self._begin()
+        self.finish_validation()
+        self.clock.begin_update()
+
+    def interrupt(self) -> None:
+        """Something that is not training begins."""
+        if self._begun:
+            self.clock.interrupt()
+
+    def stamp(self, flops: float) -> dict[str, float]:
+        """What one micro-batch adds to the logging output, to be summed over micro-batches and workers.
+
+        The first worker tells the others when this update will end: its clock at the latest forward, and what came
+        after that in the update before. It tells differences, so that their sum over the micro-batches is the latest
+        reading. fairseq sums in double precision (`all_reduce_dict`, fairseq/distributed/utils.py:668, 0.12.3.1).
+        """
+        self._forward_at = self._now()
+        end = self._forward_at + self._tail
+        used = end - (self._told or 0.0) if self._is_master else 0.0
+        self._told = end
+        return {"budget_used": used, "budget_flops": flops, "budget_terminated": float(self._terminated)}
+
+    def end_update(self, logging_outputs: Sequence[Mapping[str, Any]]) -> None:
+        """The optimizer step is done; `logging_outputs` are summed over all workers, so all come to the same decision.
+
+        Reading them costs no synchronisation of its own: just before, fairseq waits for the device to look at the norm
+        of the gradients (`_reduce_and_log_stats`, fairseq/trainer.py:1521, 0.12.3.1).
+        """
+
+        def total(key: str) -> float:
+            return float(sum(log.get(key, 0) for log in logging_outputs))
+
+        self.clock.end_update()
+        self.counters["updates"] += 1
+        self.counters["tokens"] += total("ntokens")
+        self.counters["flops"] += total("budget_flops")
+        self._loss_sum += sum(log.get(self.loss_name, 0) for log in logging_outputs)
+        self._loss_count += sum(
+            log.get("ntokens" if self.loss_name == "nll_loss" else "sample_size", 0) for log in logging_outputs
+        )
+        self._read_clocks()
+        own = self._used()
+        if self._world_size == 1 or self.budget.clock == "calibrated":
+            self._agreed = own
+        else:
+            # Not one's own clock: workers that stop at different updates wait for each other for ever.
+            self._agreed = max(self._agreed, total("budget_used"))
+        self._tail = own - self._forward_at
+        self._told = None
+        for listener in self._after_update:
+            listener()
+        if total("budget_terminated") > 0:
+            self._terminate()
+        elif self.budget.is_over(self._agreed):
+            self.stop("budget")
+        elif self._max_update and self.counters["updates"] >= self._max_update:
+            self._stop_reason = self._stop_reason or "max_update"
+        if self.counters["updates"] % self._log_interval == 0 or self._stop_reason:
+            self._log_training()
+        self._keep()
+
+    def see_validation(self) -> None:
+        """A validation batch has been reduced: remember whose meters it went to."""
+        if self._validation is not None:
+            self._validation = (self._validation[0], metrics.get_active_aggregators()[0])
+
+    # -- the scheduler's side
+    # ----------------------------------------------------------------------------------------------------
+
+    def fraction(self) -> float:
+        """Share of the budget used when the next update begins; the same on every worker."""
+        self._prepare()
+        with user_errors_end_the_run():
+            return self.budget.fraction(self._agreed)
+
+    def after_update(self, listener: Callable[[], None]) -> None:
+        """Call `listener` at the end of every update, when the budget has been read."""
+        self._after_update.append(listener)
+
+    # -- what the patches tell
+    # ---------------------------------------------------------------------------------------------------
+
+    def loaded(self) -> None:
+        """The checkpoint, if there was one, has been loaded."""
+        self._prepare()
+        if self.budget.is_over(self._agreed):
+            logger.info(
+                f"the budget of {self.section.budget} is used up already ({self._agreed:.2f} s): nothing to train"
+            )
+            do_not_train(self.root)
+
+    def validation_begins(self, subset: str) -> None:
+        self.interrupt()
+        self.finish_validation()
+        self._validation = (subset, None)
+
+    def saving_begins(self) -> None:
+        self.interrupt()
+        self.finish_validation()
+        self._keep()
+
+    def saved(self, path: str | None) -> None:
+        if self._begun and self._is_master and path is not None:
+            self._log("checkpoint", file=os.path.basename(path))
+
+    def finish_validation(self) -> None:
+        """A subset has been gone through: log what its meters say, and stop if the target is reached."""
+        if self._validation is None:
+            return
+        (subset, meters), self._validation = self._validation, None
+        if not self._begun or meters is None or self.loss_name not in meters:
+            return
+        loss = float(meters[self.loss_name].avg) * math.log(2)  # fairseq's meters hold bits
+        scores = {}
+        for name, meter in meters.items():
+            if name in ("accuracy", "bleu"):
+                scores[name] = (
+                    float(meter.avg) / 100
+                    if isinstance(meter, AverageMeter)
+                    else float(meters.get_smoothed_value(name))
+                )
+        perplexity = math.exp(loss) if loss < 700 else None
+        self._log("valid", subset=subset, loss=loss, perplexity=perplexity, **scores)
+        target = self.section.target_ppl
+        if target is not None and perplexity is not None and perplexity <= target and subset == self._first_subset:
+            self.stop("target_ppl")
+
+    # -- stopping
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def stop(self, reason: str) -> None:
+        """End the run after the update in hand; `reason` goes into the log."""
+        if self._stop_reason is None:
+            self._stop_reason = reason
+            updates, seconds = self.counters["updates"], self.counters["train_seconds"]
+            logger.info(f"stopping: {reason} after {updates:.0f} updates, {seconds:.2f} s of training")
+        stop_after_this_update(self.root)
+
+    def _terminate(self) -> None:
+        self.stop("SIGTERM")
+        # Whoever sent the signal may send SIGKILL next: save at once, without the validation that fairseq does before
+        # it stops.
+        self.root.dataset.disable_validation = True
+
+    def _on_sigterm(self, signum: int, frame: Any) -> None:
+        if os.getpid() != self._pid:  # a data loader's worker has inherited the handler
+            _die_of_sigterm()
+        logger.warning("SIGTERM: saving after the update in hand; a second one ends the run at once")
+        self._terminated = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    # -- inner workings
+    # ----------------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Make the budget, and take up what a checkpoint brought, as often as asked until training begins."""
+        if self._begun:
+            return
+        if self.root is None:
+            fail("a budgeted criterion needs a fairseq-train run around it.")
+        with user_errors_end_the_run():
+            self.budget = Budget(self._limit_seconds, str(self.section.budget_clock), self._seconds_per_update())
+        meters = metrics.get_meters("default") or {}
+        for name in runlog.COUNTERS:
+            meter = meters.get(_METER.format(name))
+            self.counters[name] = meter.val if meter is not None else 0
+        self.counters["wall_seconds"] = max(self.counters["wall_seconds"], self._logged_wall_seconds())
+        self._agreed = self._used()
+
+    def _begin(self) -> None:
+        """The first update of this process is about to begin, and everything there was to load has been loaded."""
+        self._prepare()
+        self._begun = True
+        distributed = self.root.distributed_training
+        self._world_size = distributed.distributed_world_size
+        self._is_master = distributed.distributed_rank == 0
+        self._log_interval = self.root.common.log_interval
+        self._max_update = self.root.optimization.max_update
+        self._first_subset = self.root.dataset.valid_subset.split(",")[0]
+        self._pid = os.getpid()
+        self.clock = TrainClock(self.counters["train_seconds"], timer_for(self.root))
+        self._wall = WallClock(self.counters["wall_seconds"])
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+        self._log("resume" if self.counters["updates"] else "start", **self._facts())
+        atexit.register(self.finish)
+
+    def finish(self) -> None:
+        """The process ends: write what is still to be written. Does nothing the second time."""
+        if not self._begun or self._finished or os.getpid() != self._pid:
+            return
+        self._finished = True
+        self.interrupt()
+        self.finish_validation()
+        self._log("stop", reason=self._stop_reason or "ended")
+        if self._stop_reason == "SIGTERM":
+            _die_of_sigterm()  # the run is not finished, so the process must not say that it succeeded
+
+    def _now(self) -> float:
+        """Seconds of budget used at this moment."""
+        if self.budget.clock == "train":
+            return self.clock.seconds_now()
+        return self._wall.seconds
+
+    def _used(self) -> float:
+        return self.budget.used(*(self.counters[name] for name in ("updates", "train_seconds", "wall_seconds")))
+
+    def _read_clocks(self) -> None:
+        self.counters["train_seconds"] = self.clock.seconds
+        self.counters["wall_seconds"] = self._wall.seconds
+
+    def _keep(self) -> None:
+        """Put the counters where fairseq saves them."""
+        if not self._begun:
+            return
+        self._read_clocks()
+        meters = metrics.get_meters("default")
+        for name, value in self.counters.items():
+            key = _METER.format(name)
+            if key not in meters:
+                meters.add_meter(key, AverageMeter(), 10_000)
+            meters[key].update(value, 0)
+
+    def _log_training(self) -> None:
+        count = float(self._loss_count)
+        if count:
+            lr = metrics.get_meter("default", "lr")
+            self._log("train", loss=float(self._loss_sum) / count, lr=lr.val if lr is not None else None)
+        self._loss_sum = self._loss_count = 0.0
+
+    def _log(self, kind: str, **fields: Any) -> None:
+        if not self._is_master:
+            return
+        self._read_clocks()
+        fields = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in fields.items()
+        }
+        runlog.append(str(self._log_path), kind, self.counters, **fields)
+
+    @property
+    def _log_path(self) -> Path:
+        return Path(self.root.checkpoint.save_dir) / runlog.NAME
+
+    def _logged_wall_seconds(self) -> float:
+        """The wall clock goes on through work that a kill has lost; only the log knows of it."""
+        if not self.counters["updates"] or not self._log_path.exists():
+            return 0.0
+        return max((line["wall_seconds"] for line in runlog.read_all(str(self._log_path))), default=0.0)
+
+    def _seconds_per_update(self) -> float | None:
+        """--seconds-per-update as a number, or from the table of `train-large time-steps`."""
+        given = self.section.seconds_per_update
+        if given is None:
+            return None
+        try:
+            return float(given)
+        except ValueError:
+            from train_large.step_times import seconds_per_update
+
+            sequences = self.root.dataset.batch_size
+            if sequences is None:
+                fail("--seconds-per-update with a table needs --batch-size: the table is by sequences per update.")
+            batch = (
+                sequences
+                * self.root.optimization.update_freq[0]
+                * self.root.distributed_training.distributed_world_size
+            )
+            return seconds_per_update(
+                Path(given), encoder_size(self.root.model), batch, self.root.task.tokens_per_sample
+            )
+
+    def _facts(self) -> dict[str, Any]:
+        """What the log's reader wants to know of the run."""
+        model = self.root.model
+        layers, hidden = getattr(model, "encoder_layers", None), getattr(model, "encoder_embed_dim", None)
+        return {
+            "size": f"{layers}l_{hidden}h",
+            "arch": getattr(model, "arch", None) or getattr(model, "_name", None),
+            "layers": layers,
+            "hidden": hidden,
+            "ffn": getattr(model, "encoder_ffn_embed_dim", None),
+            "heads": getattr(model, "encoder_attention_heads", None),
+            "budget_seconds": self.budget.seconds,
+            "budget_clock": self.budget.clock,
+            "seconds_per_update": self.budget.seconds_per_update,
+            "workers": self.root.distributed_training.distributed_world_size,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def _die_of_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)

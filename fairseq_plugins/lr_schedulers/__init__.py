@@ -1,0 +1,3 @@
+"""Learning rates over a budget."""
+
+from . import budget_linear  # noqa: F401

@@ -1,0 +1,129 @@
+"""Pre-norm RoBERTa in every size of the paper (section 2.1), with the layer sharing of Appendix C.
+
+State-dict names and computation are stock RoBERTa's, so stock fairseq loads an unshared checkpoint by
+`--arch roberta_prenorm --layernorm-embedding` and the flags for the size.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from functools import partial
+
+import torch
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.roberta.model import RobertaModel, base_architecture
+from fairseq.tasks import FairseqTask
+from fairseq.utils import safe_getattr
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from train_large.sizes import ROBERTA, SHARING, Size, default_ffn, default_heads
+
+MODEL = "prenorm_roberta"
+DEFAULT = Size(12, 768)
+
+
+@register_model(MODEL)
+class PrenormRobertaModel(RobertaModel):
+    """RoBERTa with the layer norms at the input of every sub-layer, a final norm, and a norm on the embeddings.
+
+    Losses, heads, finetuning and loading are inherited. Sharing makes layers one module under several names: the
+    optimizer sees it once (`parameters()`), a checkpoint holds it under every name.
+    """
+
+    @classmethod
+    def hub_models(cls) -> dict[str, str]:
+        """No model to download goes by this name."""
+        return {}
+
+    @staticmethod
+    def add_args(parser: ArgumentParser) -> None:
+        RobertaModel.add_args(parser)
+        parser.add_argument(
+            "--no-embedding-norm",
+            action="store_true",
+            help="no layer norm on the embeddings, as in fairseq's own roberta_prenorm",
+        )
+        parser.add_argument(
+            "--share-layers",
+            choices=SHARING,
+            help="weights that all layers have in common: none, the whole layer, or its attention",
+        )
+
+    @classmethod
+    def build_model(cls, args: Namespace | DictConfig, task: FairseqTask) -> PrenormRobertaModel:
+        if OmegaConf.is_config(args):
+            OmegaConf.set_struct(args, False)  # RobertaModel.build_model sets it again
+        prenorm_roberta(args)
+        model = super().build_model(args, task)
+        share_layers(model.encoder.sentence_encoder.layers, args.share_layers)
+        return model
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """Refuse weights that differ between layers which share them here: loading would keep the last one's."""
+        super().upgrade_state_dict_named(state_dict, name)
+        prefix = f"{name}.encoder.sentence_encoder.layers" if name else "encoder.sentence_encoder.layers"
+        shared = {"none": None, "all": "", "attention": "self_attn."}[self.args.share_layers]
+        if shared is None:
+            return
+        first = f"{prefix}.0.{shared}"
+        for key in [key for key in state_dict if key.startswith(first)]:
+            for layer in range(1, self.args.encoder_layers):
+                other = state_dict.get(f"{prefix}.{layer}.{shared}{key[len(first) :]}")
+                if other is not None and not torch.equal(state_dict[key], other):
+                    raise ValueError(
+                        f"--share-layers {self.args.share_layers}: the checkpoint's layers 0 and {layer} differ in "
+                        f"{shared}{key[len(first) :]}; give the --share-layers that it was trained with."
+                    )
+
+
+def share_layers(layers: nn.ModuleList, share: str) -> None:
+    """Make all of `layers` the first one (`all`), or give them the first one's attention (`attention`), in place."""
+    for i in range(1, len(layers)):
+        if share == "all":
+            layers[i] = layers[0]
+        elif share == "attention":
+            layers[i].self_attn = layers[0].self_attn
+
+
+@register_model_architecture(MODEL, MODEL)
+def prenorm_roberta(args: Namespace | DictConfig) -> None:
+    """Fill in what the command line, or the checkpoint that `args` is from, left open. Doing it twice changes nothing.
+
+    Raises ValueError, which names the flag, for what cannot be built.
+    """
+    args.encoder_layers = safe_getattr(args, "encoder_layers", DEFAULT.layers)
+    args.encoder_embed_dim = safe_getattr(args, "encoder_embed_dim", DEFAULT.hidden)
+    args.encoder_ffn_embed_dim = safe_getattr(args, "encoder_ffn_embed_dim", default_ffn(args.encoder_embed_dim))
+    args.encoder_attention_heads = safe_getattr(args, "encoder_attention_heads", default_heads(args.encoder_embed_dim))
+    for name in ("encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1.")
+    if args.encoder_embed_dim % args.encoder_attention_heads:
+        raise ValueError(
+            f"--encoder-embed-dim {args.encoder_embed_dim} does not divide into {args.encoder_attention_heads} heads: "
+            "give an --encoder-attention-heads that divides it."
+        )
+
+    args.encoder_normalize_before = True
+    embedding_norm = safe_getattr(args, "layernorm_embedding", None)
+    args.no_embedding_norm = safe_getattr(args, "no_embedding_norm", embedding_norm is False)
+    if args.no_embedding_norm and embedding_norm:
+        raise ValueError("--no-embedding-norm and --layernorm-embedding contradict each other: give one of them.")
+    args.layernorm_embedding = not args.no_embedding_norm
+
+    args.share_layers = safe_getattr(args, "share_layers", "none")
+    if args.share_layers not in SHARING:
+        raise ValueError(f"--share-layers {args.share_layers}: give one of {', '.join(SHARING)}.")
+    base_architecture(args)
+
+
+def _of_size(args: Namespace | DictConfig, size: Size) -> None:
+    """`prenorm_roberta` of the paper's `size`, wherever no flag says otherwise."""
+    args.encoder_layers = safe_getattr(args, "encoder_layers", size.layers)
+    args.encoder_embed_dim = safe_getattr(args, "encoder_embed_dim", size.hidden)
+    prenorm_roberta(args)
+
+
+for _size in ROBERTA:
+    register_model_architecture(MODEL, f"{MODEL}_{_size.name}")(partial(_of_size, size=_size))

@@ -1,0 +1,198 @@
+"""The places where fairseq 0.12.3.1 itself must be mended or listened to, one function each, all applied when the
+plugin is imported.
+
+`tests/fairseq_plugins/test_patches.py` says when one of them is no longer needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import errno
+import functools
+import os
+import queue
+import shutil
+import threading
+from pathlib import Path
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data.iterators import BackgroundConsumer
+from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
+from fairseq.trainer import Trainer
+
+from fairseq_plugins import budgeted_run
+from fairseq_plugins.loading import check_before_loading
+from fairseq_plugins.run import fail
+
+
+def allow_namespace_in_checkpoints() -> None:
+    """Let fairseq resume under torch 2.6 and later.
+
+    Mends `load_checkpoint_to_cpu` (fairseq/checkpoint_utils.py:340, 0.12.3.1), which calls `torch.load` with that
+    release's new default `weights_only=True`. The one class that a fairseq checkpoint needs is `argparse.Namespace`
+    (its `cfg.model`), which holds plain values.
+    """
+    torch.serialization.add_safe_globals([argparse.Namespace])
+
+
+def copy_whole_or_not_at_all() -> None:
+    """Keep the previous checkpoint when the disk fills up.
+
+    Mends `PathManager.copy` (fairseq/file_io.py:57, 0.12.3.1), by which `save_checkpoint` makes checkpoint_last.pt and
+    checkpoint_best.pt: it writes over the old file, so a full disk leaves neither.
+    """
+    upstream = PathManager.copy
+
+    @functools.wraps(upstream)
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        if PathManager.path_requires_pathmanager(dst_path):
+            return upstream(src_path, dst_path, overwrite)
+        aside = dst_path + ".tmp"
+        try:
+            shutil.copyfile(src_path, aside)
+            os.replace(aside, dst_path)
+        except OSError:
+            Path(aside).unlink(missing_ok=True)
+            raise
+        return True
+
+    PathManager.copy = staticmethod(copy)
+
+
+def announce_validation() -> None:
+    """Tell the budget when validation begins, and of which subset.
+
+    Listens at `Trainer.get_valid_iterator` (fairseq/trainer.py:739, 0.12.3.1), the first thing that `validate` does
+    for a subset; fairseq tells a criterion neither.
+    """
+    upstream = Trainer.get_valid_iterator
+
+    @functools.wraps(upstream)
+    def get_valid_iterator(self: Trainer, subset: str, *args: object, **kwargs: object) -> object:
+        if budgeted_run.current is not None:
+            budgeted_run.current.validation_begins(subset)
+        return upstream(self, subset, *args, **kwargs)
+
+    Trainer.get_valid_iterator = get_valid_iterator
+
+
+def announce_loading() -> None:
+    """Refuse a checkpoint that cannot be the right one before it is loaded, and tell the budget when a run has been
+    taken up.
+
+    Listens at `load_checkpoint` (fairseq/checkpoint_utils.py:210, 0.12.3.1), which meets a truncated file, pickled
+    code or other sizes with a traceback, and the same number of entries in another order with nothing at all.
+    """
+    upstream = checkpoint_utils.load_checkpoint
+
+    @functools.wraps(upstream)
+    def load_checkpoint(cfg: object, trainer: Trainer, **kwargs: object) -> object:
+        path = _path_to_load(cfg)
+        if path is not None:
+            check_before_loading(path, trainer.get_model(), trainer.task)
+        loaded = upstream(cfg, trainer, **kwargs)
+        if budgeted_run.current is not None:
+            budgeted_run.current.loaded()
+        return loaded
+
+    checkpoint_utils.load_checkpoint = load_checkpoint
+
+
+def _path_to_load(cfg: object) -> Path | None:
+    """The checkpoint that a run begins from, if any, by upstream's rules (fairseq/checkpoint_utils.py:227)."""
+    last = Path(cfg.save_dir) / "checkpoint_last.pt"
+    if cfg.restore_file != last.name:
+        return Path(cfg.restore_file)
+    if last.exists():
+        return last
+    return Path(cfg.finetune_from_model) if cfg.finetune_from_model is not None else None
+
+
+def announce_saving() -> None:
+    """Tell the budget when a checkpoint is saved, and end with one sentence, not a traceback, when the disk is full.
+
+    Listens at `save_checkpoint` (fairseq/checkpoint_utils.py:35, 0.12.3.1); fairseq tells a criterion nothing of it.
+    The unfinished file is removed: upstream leaves it on the full disk.
+    """
+    upstream = checkpoint_utils.save_checkpoint
+
+    # Upstream keeps the best score so far as an attribute of whatever goes by this name, so the wrapper carries it
+    # from here on.
+    @functools.wraps(upstream)
+    def save_checkpoint(cfg: object, trainer: Trainer, *args: object) -> str | None:
+        run = budgeted_run.current
+        if run is not None:
+            run.saving_begins()
+        try:
+            path = upstream(cfg, trainer, *args)
+        except (OSError, RuntimeError) as error:
+            if not _is_disk_full(error):
+                raise
+            for unfinished in Path(cfg.save_dir).glob("*.pt.tmp"):
+                unfinished.unlink()
+            fail(
+                f"{cfg.save_dir}: the disk is full, so the checkpoint was not saved; the one before it is whole. "
+                "Make room and run the same command again."
+            )
+        if run is not None:
+            run.saved(path)
+        return path
+
+    checkpoint_utils.save_checkpoint = save_checkpoint
+
+
+def end_data_threads() -> None:
+    """Let a run that stops in the middle of an epoch end with its own exit status.
+
+    Mends `BufferedIterator` (fairseq/data/iterators.py:691, 0.12.3.1): it leaves a daemon thread making batches, and
+    when the interpreter ends while that is inside torch, the process aborts with "terminate called without an active
+    exception".
+    """
+    for thread in threading.enumerate():
+        if isinstance(thread, BackgroundConsumer):
+            thread._max_len = 0  # it ends after the batch in hand, once there is room for that
+            while thread.is_alive():
+                with contextlib.suppress(queue.Empty):
+                    thread._queue.get(timeout=0.1)
+
+
+def broadcast_without_classes() -> None:
+    """Let several workers load a checkpoint under torch 2.6 and later.
+
+    Mends `_broadcast_object_slow` (fairseq/distributed/utils.py:805, 0.12.3.1), by which the first worker hands what it
+    loaded to the others: they read it with that release's `weights_only=True`, which refuses the configuration's
+    classes and fairseq's own place holder for a tensor.
+    """
+    torch.serialization.add_safe_globals([distributed_utils._TensorPlaceholder])
+    upstream = distributed_utils.broadcast_object
+
+    @functools.wraps(upstream)
+    def broadcast_object(obj: object, *args: object, **kwargs: object) -> object:
+        if isinstance(obj, dict) and "cfg" in obj and "model" in obj:
+            obj = {**obj, "cfg": None, "args": None}  # `Trainer.load_checkpoint`, the one who sends such, reads neither
+        return upstream(obj, *args, **kwargs)
+
+    distributed_utils.broadcast_object = broadcast_object
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether `error`, or what it came from, says so: torch's own writer hides it in a RuntimeError."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno == errno.ENOSPC:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return "PytorchStreamWriter failed" in str(error) or "unexpected pos" in str(error)
+
+
+broadcast_without_classes()
+atexit.register(end_data_threads)
+allow_namespace_in_checkpoints()
+copy_whole_or_not_at_all()
+announce_validation()
+announce_loading()
+announce_saving()

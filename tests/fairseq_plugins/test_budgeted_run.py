@@ -1,0 +1,488 @@
+"""Budgets in real runs of fairseq-train.
+
+Most runs are made in this process, on a clock of the test's own: a forward in training takes a second, one in
+validation ten, saving a hundred. So what is charged is known exactly, whatever the machine does. The runs that are
+killed are processes of their own.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq import checkpoint_utils, options
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.criterions.masked_lm import MaskedLmLoss
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.trainer import Trainer
+from fairseq_cli import train as fairseq_train
+
+import fairseq_plugins
+from fairseq_plugins import budgeted_run
+from train_large import budget, flops, runlog
+from train_large.sizes import Size
+
+USER_DIR = str(Path(fairseq_plugins.__file__).parent)
+SIZE = ["--encoder-layers", "1", "--encoder-embed-dim", "16", "--encoder-attention-heads", "2", "--max-positions", "16"]
+COMMON = [
+    "--cpu",
+    "--num-workers",
+    "0",
+    "--no-progress-bar",
+    "--log-format",
+    "simple",
+    "--required-batch-size-multiple",
+    "1",
+]
+COMMON += [
+    "--optimizer",
+    "adam",
+    "--lr",
+    "0.01",
+    "--dropout",
+    "0",
+    "--attention-dropout",
+    "0",
+    "--seed",
+    "1",
+    "--log-interval",
+    "1",
+]
+MLM = [
+    "--task",
+    "masked_lm",
+    "--criterion",
+    "budgeted_masked_lm",
+    "--arch",
+    "prenorm_roberta",
+    *SIZE,
+    "--tokens-per-sample",
+    "16",
+]
+MLM += [
+    "--batch-size",
+    "4",
+    "--lr-scheduler",
+    "budget_linear",
+    "--warmup-fraction",
+    "0.2",
+    "--no-epoch-checkpoints",
+    *COMMON,
+]
+
+
+def preprocess(folder: Path, *flags: str) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "fairseq_cli.preprocess",
+        "--trainpref",
+        str(folder / "train"),
+        "--validpref",
+        str(folder / "valid"),
+    ]
+    subprocess.run([*command, "--destdir", str(folder / "bin"), *flags], check=True, capture_output=True)
+    return folder / "bin"
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Counting: whoever sees the neighbours knows the word."""
+    folder = tmp_path_factory.mktemp("text")
+    rng = random.Random(1)
+    for split, lines in (("train", 400), ("valid", 24)):
+        starts = [rng.randrange(20) for _ in range(lines)]
+        (folder / split).write_text(
+            "".join(" ".join(str((start + i) % 30) for i in range(14)) + "\n" for start in starts)
+        )
+    return preprocess(folder, "--only-source")
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A translation that reverses."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = random.Random(2)
+    for split, lines in (("train", 80), ("valid", 8)):
+        sources = [[str(rng.randrange(12)) for _ in range(6)] for _ in range(lines)]
+        (folder / f"{split}.en").write_text("".join(" ".join(words) + "\n" for words in sources))
+        (folder / f"{split}.fr").write_text("".join(" ".join(words[::-1]) + "\n" for words in sources))
+    return preprocess(folder, "--source-lang", "en", "--target-lang", "fr", "--joined-dictionary")
+
+
+class FakeTime:
+    """A clock that work moves."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    mark = now
+
+    def between(self, start: float, end: float) -> float:
+        return end - start
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    fake = FakeTime()
+
+    def costs(owner: Any, name: str, seconds: Any) -> None:
+        upstream = getattr(owner, name)
+
+        def slow(self: Any, *args: Any, **kwargs: Any) -> Any:
+            fake.seconds += seconds(self)
+            return upstream(self, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    for criterion in (MaskedLmLoss, LabelSmoothedCrossEntropyCriterion):
+        costs(criterion, "forward", lambda criterion: 1 if criterion.training else 10)
+    costs(Trainer, "save_checkpoint", lambda _: 100)
+    monkeypatch.setattr(budgeted_run, "TrainClock", lambda seconds, timer: budget.TrainClock(seconds, fake, fake.now))
+    monkeypatch.setattr(
+        budgeted_run, "WallClock", lambda seconds: budget.WallClock(seconds, started=1000.0, now=fake.now)
+    )
+    return fake
+
+
+def run(*flags: Any, save_dir: Path) -> list[dict[str, Any]]:
+    """One fairseq-train in this process; the lines of its log."""
+    parser = options.get_training_parser()
+    arguments = [*map(str, flags), "--save-dir", str(save_dir), "--user-dir", USER_DIR]
+    for name in ("best", "num_runs"):  # fairseq keeps these on functions, from one run to the next
+        for holder in (checkpoint_utils.save_checkpoint, fairseq_train.should_stop_early):
+            holder.__dict__.pop(name, None)
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        fairseq_train.main(convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, arguments)))
+        budgeted_run.current.finish()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return runlog.read(save_dir / runlog.NAME)
+
+
+def of_kind(lines: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [line for line in lines if line["kind"] == kind]
+
+
+def test_a_budget_stops_the_run_at_its_end(text, tmp_path, clock):
+    lines = run(text, *MLM, "--budget", "20s", save_dir=tmp_path)
+    stop = lines[-1]
+    assert stop["kind"] == "stop"
+    assert stop["reason"] == "budget"
+    assert (stop["updates"], stop["train_seconds"]) == (20, 20)
+    assert stop["tokens"] > 0
+    assert (tmp_path / "checkpoint_last.pt").exists()
+
+
+def test_validation_and_saving_are_not_charged_to_the_train_clock_but_to_the_wall_clock(text, tmp_path, clock):
+    often = ["--validate-interval-updates", "5", "--save-interval-updates", "5", "--keep-interval-updates", "1"]
+    lines = run(text, *MLM, "--budget", "20s", *often, save_dir=tmp_path / "train")
+    assert (lines[-1]["updates"], lines[-1]["train_seconds"]) == (20, 20)
+    assert [line["updates"] for line in of_kind(lines, "valid")] == [5, 10, 15, 20]
+    assert len(of_kind(lines, "checkpoint")) == 4
+    assert lines[-1]["wall_seconds"] > 400
+    lines = run(text, *MLM, "--budget", "200s", "--budget-clock", "wall", *often, save_dir=tmp_path / "wall")
+    assert lines[-1]["reason"] == "budget"
+    assert lines[-1]["updates"] < 20
+    assert lines[-1]["train_seconds"] == lines[-1]["updates"]
+
+
+def test_gradient_accumulation_makes_updates_longer(text, tmp_path, clock):
+    lines = run(text, *MLM, "--budget", "20s", "--update-freq", "4", save_dir=tmp_path)
+    assert (lines[-1]["updates"], lines[-1]["train_seconds"]) == (5, 20)
+
+
+def test_the_calibrated_clock_counts_updates(text, tmp_path, clock):
+    flags = ["--budget", "2h", "--budget-clock", "calibrated", "--seconds-per-update", "600"]
+    lines = run(text, *MLM, *flags, save_dir=tmp_path)
+    assert lines[-1]["updates"] == 12
+
+
+def test_the_learning_rate_rises_and_falls_over_the_budget(text, tmp_path, clock):
+    lines = run(text, *MLM, "--budget", "20s", save_dir=tmp_path)
+    rates = [line["lr"] for line in of_kind(lines, "train")]
+    expected = [0.01 * budget.warmup_then_linear(used / 20, 0.2) for used in range(20)]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_run_goes_on_where_its_checkpoint_was_and_is_charged_once(text, tmp_path, clock, monkeypatch):
+    flags = [*MLM, "--budget", "20s", "--save-interval-updates", "6"]
+    whole = run(text, *flags, save_dir=tmp_path / "whole")
+
+    updates = []
+
+    def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        updates.append(1)
+        if len(updates) == 9:
+            raise KeyboardInterrupt
+        return upstream(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        upstream = Trainer.train_step
+        patch.setattr(Trainer, "train_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(text, *flags, save_dir=tmp_path / "parts")
+    lines = run(text, *flags, save_dir=tmp_path / "parts")
+    resume = of_kind(lines, "resume")[0]
+    assert (resume["updates"], resume["train_seconds"]) == (6, 6)
+    assert (lines[-1]["updates"], lines[-1]["train_seconds"], lines[-1]["reason"]) == (20, 20, "budget")
+    assert lines[-1]["flops"] == whole[-1]["flops"]
+    # The same data, rates and random numbers: the same losses.
+    assert [line["loss"] for line in of_kind(lines, "train")] == pytest.approx(
+        [line["loss"] for line in of_kind(whole, "train")]
+    )
+    # Once more: there is nothing left.
+    lines = run(text, *flags, save_dir=tmp_path / "parts")
+    assert lines[-1]["updates"] == 20
+
+
+def test_finetuning_begins_with_a_fresh_budget(text, tmp_path, clock):
+    run(text, *MLM, "--budget", "7s", save_dir=tmp_path / "a")
+    lines = run(
+        text,
+        *MLM,
+        "--budget",
+        "5s",
+        "--finetune-from-model",
+        tmp_path / "a" / "checkpoint_last.pt",
+        save_dir=tmp_path / "b",
+    )
+    assert lines[0]["kind"] == "start"
+    assert lines[-1]["updates"] == 5
+
+
+def test_a_target_perplexity_stops_the_run(text, tmp_path, clock):
+    flags = ["--target-ppl", "1000", "--validate-interval-updates", "3", "--max-update", "50"]
+    lines = run(text, *MLM, "--budget", "1d", *flags, save_dir=tmp_path)
+    assert lines[-1]["reason"] == "target_ppl"
+    assert lines[-1]["updates"] == 4  # the validation after the third says so, and fairseq stops after an update
+    assert of_kind(lines, "valid")[0]["perplexity"] <= 1000
+
+
+def test_the_log_holds_what_fairseq_measured_in_nats(text, tmp_path, clock, monkeypatch):
+    told = []
+    upstream = fairseq_train.validate
+
+    def listening(*args: Any) -> Any:
+        told.append(upstream(*args))
+        return told[-1]
+
+    monkeypatch.setattr(fairseq_train, "validate", listening)
+    lines = run(text, *MLM, "--budget", "4s", save_dir=tmp_path)
+    valid = of_kind(lines, "valid")[-1]
+    assert valid["loss"] / math.log(2) == pytest.approx(told[-1][0], abs=5e-4)  # fairseq rounds to three digits
+    assert valid["perplexity"] == pytest.approx(math.exp(valid["loss"]))
+    assert valid["subset"] == "valid"
+
+
+def test_flops_are_those_of_the_batches(text, tmp_path, clock):
+    lines = run(text, *MLM, "--budget", "3s", save_dir=tmp_path)
+    entries = len((text / "dict.txt").read_text().splitlines()) + 5  # fairseq's four special symbols and <mask>
+    one = flops.train_flops(Size(1, 16, heads=2), entries, 16, 4)
+    assert lines[-1]["flops"] == pytest.approx(3 * one)
+
+
+def test_translation_runs_under_the_same_budget(pairs, tmp_path, clock):
+    flags = [
+        "--task",
+        "translation",
+        "--criterion",
+        "budgeted_label_smoothed_cross_entropy",
+        "--label-smoothing",
+        "0.1",
+    ]
+    flags += ["--arch", "transformer", "--encoder-layers", "1", "--decoder-layers", "1", "--encoder-embed-dim", "16"]
+    flags += ["--decoder-embed-dim", "16", "--encoder-ffn-embed-dim", "32", "--decoder-ffn-embed-dim", "32"]
+    flags += ["--encoder-attention-heads", "2", "--decoder-attention-heads", "2", "--share-all-embeddings"]
+    lines = run(
+        pairs,
+        *flags,
+        "--batch-size",
+        "8",
+        "--lr-scheduler",
+        "budget_linear",
+        *COMMON,
+        "--budget",
+        "12s",
+        save_dir=tmp_path,
+    )
+    assert (lines[-1]["updates"], lines[-1]["train_seconds"]) == (12, 12)
+    valid = of_kind(lines, "valid")[-1]
+    assert valid["perplexity"] == pytest.approx(math.exp(valid["loss"]))
+    assert lines[-1]["flops"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--budget", "0"], "--budget"),
+        (["--budget", "2 fortnights"], "2 fortnights"),
+        (["--budget", "5s", "--warmup-fraction", "1.5"], "--warmup-fraction"),
+        (["--budget", "5s", "--budget-clock", "calibrated"], "--seconds-per-update"),
+        (["--budget", "5s", "--target-ppl", "0.5"], "--target-ppl"),
+        ([], "--budget"),
+    ],
+)
+def test_bad_flags_end_with_one_sentence(text, tmp_path, flags, sentence):
+    with pytest.raises(SystemExit) as ending:
+        run(text, *MLM, *flags, save_dir=tmp_path)
+    assert sentence in str(ending.value)
+    assert "\n" not in str(ending.value)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_a_scheduler_without_a_budget_ends_with_one_sentence(text, tmp_path):
+    flags = [*MLM]
+    flags[flags.index("budgeted_masked_lm")] = "masked_lm"
+    budgeted_run.current = None
+    with pytest.raises(SystemExit, match="budget_linear"):
+        run(text, *flags, save_dir=tmp_path)
+
+
+# -- processes of their own
+# ----------------------------------------------------------------------------------------------------------
+
+
+def process(*flags: Any, save_dir: Path) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "fairseq_cli.train",
+        *map(str, flags),
+        "--save-dir",
+        str(save_dir),
+        "--user-dir",
+        USER_DIR,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def wait_for(path: Path, condition: Any, child: subprocess.Popen[str]) -> None:
+    """Wait until the log's lines meet `condition`."""
+    for _ in range(3000):
+        if path.exists() and condition(runlog.read(path)):
+            return
+        assert child.poll() is None, child.stdout.read()
+        time.sleep(0.05)
+    pytest.fail("the run did not come so far")
+
+
+@pytest.mark.slow
+def test_a_killed_run_trains_for_what_is_left(text, tmp_path):
+    flags = [
+        text,
+        *MLM,
+        "--budget",
+        "8s",
+        "--save-interval-updates",
+        "20",
+        "--disable-validation",
+        "--keep-interval-updates",
+        "1",
+    ]
+    child = process(*flags, save_dir=tmp_path)
+    wait_for(
+        tmp_path / runlog.NAME,
+        lambda lines: any(line["kind"] == "checkpoint" and line["train_seconds"] > 3 for line in lines),
+        child,
+    )
+    child.kill()
+    child.wait()
+    child = process(*flags, save_dir=tmp_path)
+    output = child.communicate(timeout=300)[0]
+    assert child.returncode == 0, output
+    lines = runlog.read(tmp_path / runlog.NAME)
+    resume = of_kind(lines, "resume")[0]
+    saved = [line for line in of_kind(lines, "checkpoint") if line["updates"] <= resume["updates"]][-1]
+    assert resume["updates"] == saved["updates"]
+    assert resume["train_seconds"] == pytest.approx(saved["train_seconds"], abs=0.01)
+    assert lines[-1]["reason"] == "budget"
+    durations = [b["train_seconds"] - a["train_seconds"] for a, b in zip(lines, lines[1:])]
+    assert 8 <= lines[-1]["train_seconds"] <= 8 + 2 * max(durations)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_then_stops(text, tmp_path):
+    flags = [text, *MLM, "--budget", "1h"]
+    child = process(*flags, save_dir=tmp_path)
+    wait_for(tmp_path / runlog.NAME, lambda lines: len(lines) > 10, child)
+    child.terminate()
+    output = child.communicate(timeout=300)[0]
+    assert child.returncode == -signal.SIGTERM, output
+    lines = runlog.read(tmp_path / runlog.NAME)
+    assert lines[-1]["reason"] == "SIGTERM"
+    state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)
+    assert state["optimizer_history"][-1]["num_updates"] == lines[-1]["updates"]
+
+
+@pytest.mark.slow
+def test_two_workers_stop_together_and_agree_with_one(text, tmp_path):
+    """Two gloo processes against one process that accumulates: the same batches in each update."""
+    script = Path(__file__).with_name("two_workers.py")
+    flags = [
+        *MLM,
+        "--budget",
+        "20s",
+        "--budget-clock",
+        "calibrated",
+        "--seconds-per-update",
+        "1",
+        "--user-dir",
+        USER_DIR,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+    def workers(*more: str, save_dir: Path) -> list[list[float]]:
+        """(learning rates) of each worker, by update."""
+        arguments = [str(text), *flags, *more, "--save-dir", str(save_dir)]
+        done = subprocess.run(
+            [sys.executable, str(script), str(tmp_path), *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return [[float(word) for word in (tmp_path / f"rates{rank}").read_text().split()] for rank in (0, 1)]
+
+    rates = workers(save_dir=tmp_path / "two")
+    assert len(rates[0]) == 20
+    assert rates[0] == rates[1]
+    two = runlog.read(tmp_path / "two" / runlog.NAME)
+    child = process(text, *flags, "--update-freq", "2", save_dir=tmp_path / "one")
+    output = child.communicate(timeout=300)[0]
+    assert child.returncode == 0, output
+    one = runlog.read(tmp_path / "one" / runlog.NAME)
+    for name in ("updates", "tokens", "flops"):
+        assert one[-1][name] == two[-1][name]
+    losses = [[line["loss"] for line in of_kind(lines, "train")] for lines in (one, two)]
+    assert len(losses[0]) == 20
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+    # On the clock of the first worker, too: neither waits for the other for ever, and both had the same rates.
+    rates = workers("--budget-clock", "train", "--budget", "3s", save_dir=tmp_path / "timed")
+    assert rates[0] == rates[1]
+    timed = runlog.read(tmp_path / "timed" / runlog.NAME)
+    assert timed[-1]["reason"] == "budget"
+    assert timed[-1]["updates"] == len(rates[0])
+
+    # Taken up again, by both.
+    more = workers("--budget-clock", "train", "--budget", "5s", save_dir=tmp_path / "timed")
+    assert more[0] == more[1]
+    timed = runlog.read(tmp_path / "timed" / runlog.NAME)
+    assert of_kind(timed, "resume")[0]["updates"] == len(rates[0])
+    assert timed[-1]["updates"] == len(rates[0]) + len(more[0])
