@@ -1,0 +1,134 @@
+"""Run the stages of every size, several sizes at a time, one core each; what is done already is not done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from train_large.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One process: `name` for the screen, `folder` for what it leaves, `command` made when it is its turn."""
+
+    name: str
+    folder: Path
+    command: Callable[[], list[str]]
+
+
+class Chains:
+    """The stages of each size in order, `slots` sizes at a time, the largest first.
+
+    Every process has one thread: at these sizes two processes of one thread do nearly twice the work of one of two,
+    and each size gets the same core for its budget.
+    """
+
+    def __init__(self, stages: dict[str, Sequence[Stage]], slots: int, logs: Path) -> None:
+        self.stages = stages
+        self.logs = logs
+        self.at: dict[str, str] = dict.fromkeys(stages, "waiting")
+        self.failed: str | None = None
+        self._slots = threading.Semaphore(slots)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+        self._stopping = False
+
+    def run(self, watch: Callable[[], None], every: float = 1.0) -> None:
+        """Run them all, calling `watch` every so many seconds.
+
+        Raises UserError if a process fails; stops them all on Ctrl-C.
+        """
+        self.logs.mkdir(parents=True, exist_ok=True)
+        threads = [threading.Thread(target=self._chain, args=(size,), daemon=True) for size in self.stages]
+        try:
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                watch()
+                time.sleep(every)
+        except KeyboardInterrupt:
+            self._stop()
+            raise
+        watch()
+        if self.failed:
+            raise UserError(self.failed)
+
+    def _chain(self, size: str) -> None:
+        with self._slots:
+            for stage in self.stages[size]:
+                if self._stopping:
+                    return
+                self.at[size] = stage.name
+                try:
+                    self._stage(size, stage)
+                except Exception as error:  # a thread's exception would be lost
+                    self._fail(f"{size}, {stage.name}: {error}")
+                    return
+            self.at[size] = "done"
+
+    def _stage(self, size: str, stage: Stage) -> None:
+        command = stage.command()
+        done = stage.folder / "done.json"
+        started = stage.folder / "command.json"
+        if started.exists() and json.loads(started.read_text()) != command:
+            shutil.rmtree(stage.folder)  # other settings: what is there is of no use
+        if done.exists():
+            return
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        started.write_text(json.dumps(command))
+        log = self.logs / f"{size}-{stage.name}.log"
+        with open(log, "wb") as output:
+            with self._lock:
+                if self._stopping:
+                    return
+                process = self._processes[size] = subprocess.Popen(
+                    command,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    env=_one_thread(),
+                    start_new_session=True,
+                )
+            status = process.wait()
+        if status == 0:
+            done.write_text(json.dumps({"status": status}))
+        elif not self._stopping:
+            self._fail(f"{size}: {stage.name} failed with status {status}; the end of {log}:\n{_tail(log)}")
+
+    def _fail(self, sentence: str) -> None:
+        if self.failed is None:
+            self.failed = sentence
+        self._stop()
+
+    def _stop(self) -> None:
+        """SIGTERM: a budgeted run saves, so that the next `make demo` goes on from there.
+
+        SIGKILL for what is left after 20 seconds.
+        """
+        with self._lock:
+            self._stopping = True
+            running = [process for process in self._processes.values() if process.poll() is None]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        for process in running:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def _tail(log: Path, lines: int = 12) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
