@@ -6,10 +6,12 @@ State-dict names and computation are stock RoBERTa's, so stock fairseq loads an 
 
 from __future__ import annotations
 
+import hashlib
 from argparse import ArgumentParser, Namespace
 from functools import partial
 
 import torch
+from fairseq.data import Dictionary
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.roberta.model import RobertaModel, base_architecture
 from fairseq.tasks import FairseqTask
@@ -55,6 +57,7 @@ class PrenormRobertaModel(RobertaModel):
         if OmegaConf.is_config(args):
             OmegaConf.set_struct(args, False)  # RobertaModel.build_model sets it again
         prenorm_roberta(args)
+        args.dictionary_digest = dictionary_digest(task.source_dictionary)
         model = super().build_model(args, task)
         share_layers(model.encoder.sentence_encoder.layers, args.share_layers)
         return model
@@ -75,6 +78,12 @@ class PrenormRobertaModel(RobertaModel):
                         f"--share-layers {self.args.share_layers}: the checkpoint's layers 0 and {layer} differ in "
                         f"{shared}{key[len(first) :]}; give the --share-layers that it was trained with."
                     )
+
+
+def dictionary_digest(dictionary: Dictionary) -> str:
+    """What tells one dictionary from another, order included. Kept in the model's arguments, and so in its checkpoints:
+    weights on the data of another dictionary of the same length would load, and be nonsense."""
+    return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()[:16]
 
 
 def share_layers(layers: nn.ModuleList, share: str) -> None:

@@ -44,7 +44,7 @@ class Screen:
                 for size, stage, how in self._rows()
                 if stage not in ("waiting", "done")
             )
-            self._console.print(f"[{self._elapsed()}] {told or 'done'}", highlight=False, markup=False)
+            self._console.print(f"[{self._elapsed()}] {told or 'done'}", highlight=False, markup=False, soft_wrap=True)
 
     def _elapsed(self) -> str:
         seconds = int(time.monotonic() - self._began)

@@ -1,0 +1,67 @@
+"""Checkpoints that must not be loaded: one sentence each, and nothing written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq.data import Dictionary
+from test_budgeted_run import MLM, run
+
+from fairseq_plugins.models.prenorm_roberta import dictionary_digest
+
+
+@pytest.fixture(scope="module")
+def trained(text, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    run(text, *MLM, "--budget", "2", "--budget-clock", "calibrated", "--seconds-per-update", "1", save_dir=folder)
+    return folder / "checkpoint_last.pt"
+
+
+def refusal(text: Path, start: Path, save_dir: Path) -> str:
+    with pytest.raises(SystemExit) as ending:
+        run(text, *MLM, "--budget", "5s", "--finetune-from-model", start, save_dir=save_dir)
+    assert not list(save_dir.glob("*.pt"))
+    sentence = str(ending.value)
+    assert str(start) in sentence
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_a_data_bin_of_another_dictionary_is_refused(text, trained, tmp_path):
+    other = tmp_path / "data"
+    other.mkdir()
+    for path in text.iterdir():
+        os.link(path, other / path.name)
+    lines = (text / "dict.txt").read_text().splitlines()
+    (other / "dict.txt").unlink()
+    (other / "dict.txt").write_text("\n".join(lines[::-1]) + "\n")  # as many entries, in another order
+    assert "dictionary" in refusal(other, trained, tmp_path / "out")
+    (other / "dict.txt").write_text("\n".join(lines[:-1]) + "\n")
+    assert "dictionary" in refusal(other, trained, tmp_path / "out")
+
+
+def test_a_truncated_checkpoint_and_one_with_code_are_refused(text, trained, tmp_path):
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(trained.read_bytes()[:-1000])
+    refusal(text, broken, tmp_path / "out")
+    witness = tmp_path / "ran"
+
+    class Payload:
+        def __reduce__(self):
+            return Path.write_text, (witness, "code ran")
+
+    torch.save({"model": {}, "cfg": Payload()}, broken)
+    refusal(text, broken, tmp_path / "out")
+    assert not witness.exists()
+
+
+def test_the_digest_tells_order_from_order():
+    a, b, c = Dictionary(), Dictionary(), Dictionary()
+    for dictionary, words in ((a, "x y"), (b, "y x"), (c, "x y")):
+        for word in words.split():
+            dictionary.add_symbol(word)
+    assert dictionary_digest(a) != dictionary_digest(b)
+    assert dictionary_digest(a) == dictionary_digest(c)

@@ -1,0 +1,122 @@
+"""Each patch mends what it says, and is still needed: upstream without it fails."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
+from fairseq.trainer import Trainer
+from test_budgeted_run import MLM, run
+
+from fairseq_plugins import patches
+
+
+def stock(code: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` without the plugin."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_namespace_in_checkpoints(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"cfg": {"model": argparse.Namespace(layers=3)}}, path)
+    assert torch.load(path, weights_only=True)["cfg"]["model"].layers == 3
+    needed = stock(f"import torch, fairseq; torch.load({str(path)!r})")
+    assert "weights_only" in needed.stderr, "no longer needed: allow_namespace_in_checkpoints"
+
+
+def full_disk(*args: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_copying_on_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    new, old = tmp_path / "new.pt", tmp_path / "old.pt"
+    new.write_text("new")
+    old.write_text("old")
+
+    def half(source: str, target: str) -> None:
+        Path(target).write_text("n")
+        full_disk()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", half)
+        with pytest.raises(OSError, match="No space"):
+            PathManager.copy(str(new), str(old), overwrite=True)
+    assert old.read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["new.pt", "old.pt"]
+    assert PathManager.copy(str(new), str(old), overwrite=True)
+    assert old.read_text() == "new"
+    upstream = inspect.getsource(inspect.unwrap(PathManager.copy))
+    assert "rename" not in upstream, "perhaps no longer needed: copy_whole_or_not_at_all"
+    assert "replace" not in upstream, "perhaps no longer needed: copy_whole_or_not_at_all"
+
+
+def test_a_full_disk_ends_the_run_with_one_sentence_and_the_checkpoint_before_it(text, tmp_path, monkeypatch):
+    flags = [text, *MLM, "--budget", "1h", "--max-update", "6", "--save-interval-updates", "3", "--disable-validation"]
+    upstream = torch.save
+    saved = []
+
+    def save(state: object, file: object) -> None:
+        saved.append(1)
+        if len(saved) >= 2:
+            file.write(b"half")
+            full_disk()
+        upstream(state, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(checkpoint_utils.time, "sleep", lambda seconds: None)  # upstream tries three times
+    with pytest.raises(SystemExit, match="disk is full") as ending:
+        run(*flags, save_dir=tmp_path)
+    assert "\n" not in str(ending.value)
+    assert not list(tmp_path.glob("*.tmp"))
+    state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)
+    assert state["optimizer_history"][-1]["num_updates"] == 3
+    # With room again, the same command goes on from there.
+    monkeypatch.setattr(torch, "save", upstream)
+    lines = run(*flags, save_dir=tmp_path)
+    assert [line["updates"] for line in lines if line["kind"] == "resume"] == [3]
+    assert lines[-1]["updates"] == 6
+
+
+def test_validation_and_saving_are_announced_at_functions_that_upstream_still_calls():
+    from fairseq_cli import train
+
+    assert "trainer.get_valid_iterator(subset)" in inspect.getsource(train.validate)
+    assert "checkpoint_utils.save_checkpoint(" in inspect.getsource(train.validate_and_save)
+    assert "checkpoint_utils.load_checkpoint(" in inspect.getsource(train.main)
+    assert "self.criterion.train()" in inspect.getsource(Trainer.train_step)
+
+
+def test_what_workers_are_sent_holds_no_classes(monkeypatch):
+    sent = []
+    monkeypatch.setattr(
+        patches.distributed_utils, "broadcast_object", lambda state, *args, **kwargs: sent.append(state)
+    )
+    patches.broadcast_without_classes()
+    state = {"model": {"w": torch.ones(1)}, "cfg": argparse.Namespace(), "args": argparse.Namespace()}
+    patches.distributed_utils.broadcast_object(state)
+    assert sent[0]["cfg"] is None
+    assert sent[0]["model"] is state["model"]
+    assert state["cfg"] is not None
+    assert "weights_only" not in inspect.getsource(distributed_utils._broadcast_object_slow), "perhaps no longer needed"
+
+
+def test_a_run_that_stops_within_an_epoch_has_no_data_thread_left(text, tmp_path):
+    import threading
+
+    from fairseq.data.iterators import BackgroundConsumer
+
+    run(text, *MLM, "--budget", "1h", "--max-update", "2", "--disable-validation", save_dir=tmp_path)
+    assert any(isinstance(thread, BackgroundConsumer) for thread in threading.enumerate()), "no longer needed"
+    patches.end_data_threads()
+    assert not any(isinstance(thread, BackgroundConsumer) for thread in threading.enumerate())
