@@ -18,8 +18,12 @@ ROBERTA_VOCABULARY = 50_265
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand. Returns the exit status: 0, or 2 with one sentence on standard error."""
+    words, passed_on = _split_at_dashes(list(sys.argv[1:] if arguments is None else arguments))
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
+    if passed_on and options.command != "time-steps":
+        parser.error("only time-steps passes flags on to fairseq-train, behind --")
+    options.extra = passed_on
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         options.run(options)
@@ -35,6 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def _split_at_dashes(words: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before `--`, and what stands behind it."""
+    where = words.index("--") if "--" in words else len(words)
+    return words[:where], words[where + 1 :]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="train-large", description="Train large, then compress.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"train-large {__version__}")
@@ -46,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
             help=help,
             description=help,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Formatter,
         )
         sub.set_defaults(run=run)
         return sub
@@ -98,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--updates", type=int, default=100, help="updates to take the mean of, once they have settled")
     sub.add_argument("--user-dir", type=Path, default=Path("fairseq_plugins"), help="this project's plugin")
     sub.add_argument("--force", action="store_true", help="time again what the table has already")
-    sub.add_argument("extra", nargs=argparse.REMAINDER, help="after --: flags passed on to fairseq-train")
+    sub.add_argument("--max-micro-batch", type=int, help="try no more sequences at a time than these")
+    sub.epilog = "Flags behind -- are passed on to fairseq-train: train-large time-steps ... -- --fp16"
 
     sub = command(
         "quantize", _quantize, "quantize a fairseq checkpoint so that stock fairseq loads it (paper, section 4.2)"
@@ -176,7 +194,6 @@ def _time_steps(options: argparse.Namespace) -> None:
     from train_large.sizes import Size
     from train_large.step_times import time_steps
 
-    extra = options.extra[1:] if options.extra[:1] == ["--"] else options.extra
     time_steps(
         options.data,
         [Size.parse(name) for name in options.sizes],
@@ -185,7 +202,8 @@ def _time_steps(options: argparse.Namespace) -> None:
         length=options.length,
         memory_limit=parse_bytes(options.memory_limit) if options.memory_limit else None,
         updates=options.updates,
-        extra=extra,
+        extra=options.extra,
+        max_micro_batch=options.max_micro_batch,
         user_dir=options.user_dir,
         force=options.force,
     )

@@ -494,6 +494,6 @@ def seconds_per_update(
     has = "; ".join(f"{row.size} batch {row.batch} length {row.length}" for row in table) or "nothing"
     raise UserError(
         f"{path} has no row for {shape.name} (FFN {shape.ffn}, {shape.heads} heads), batch {batch}, length {length}; "
-        f"it has {has}: add it by `train-large time-steps DATA --sizes {shape.name} --batch {batch} --length {length} "
+        f"it has {has}: add it by `train-large time-steps DATA {shape.name} --batch {batch} --length {length} "
         f"--out {path}`."
     )

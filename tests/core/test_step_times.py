@@ -245,7 +245,7 @@ def test_lookups_that_fail_say_what_is_there(data, tmp_path):
         ) as error:
             seconds_per_update(table, size, batch, length)
         assert str(table) in str(error.value)
-        assert f"--sizes {size.name} --batch {batch} --length {length}" in str(error.value)
+        assert f"{size.name} --batch {batch} --length {length}" in str(error.value)
     timed(data, [TINY], Machine(room=256), extra=["--cpu"])
     with pytest.raises(UserError, match="several rows .*flags '--cpu'"):
         seconds_per_update(table, TINY, 16, 32)

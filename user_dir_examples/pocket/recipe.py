@@ -21,13 +21,15 @@ class Recipe:
     sizes: tuple[str, ...] = ("2l_32h", "2l_64h", "3l_128h", "4l_256h")
     head_width: int = 16
     """narrower than the paper's 64: at these sizes that would be one or two heads, and the plateau lasts longer"""
-    vocabulary: int = 2000
+    vocabulary: int = 1000
     """entries of the BPE: small, so that the embeddings do not outweigh the layers"""
     length: int = 64
     """tokens per sequence"""
+    masked: float = 0.4
+    """share of the tokens masked; the paper's 0.15 gives too few words to learn from in so short a time"""
     batch: int = 16
     """sequences per update"""
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     warmup: float = 0.06
     validations: int = 15
     """points on each curve, about"""
@@ -78,6 +80,7 @@ def pretrain(data: Path, save_dir: Path, size: Size, recipe: Recipe, budget: str
     return [
         *fairseq_train(data, save_dir, size, recipe),
         *["--task", "masked_lm", "--criterion", "budgeted_masked_lm", "--budget", budget],
+        *["--mask-prob", str(recipe.masked)],
         *["--tokens-per-sample", str(recipe.length), "--batch-size", str(recipe.batch)],
         *[
             "--lr-scheduler",
@@ -98,7 +101,7 @@ def _classification(data: Path, save_dir: Path, size: Size, recipe: Recipe, clas
     return [
         *fairseq_train(data, save_dir, size, recipe),
         *["--criterion", "budgeted_sentence_prediction", "--num-classes", str(classes)],
-        *["--init-token", "0", "--separator-token", "2", "--truncate-sequence", "--shorten-method", "truncate"],
+        *["--init-token", "0", "--separator-token", "2", "--shorten-method", "truncate"],
         *["--batch-size", str(recipe.finetune_batch), "--batch-size-valid", "64", "--weight-decay", "0.1"],
         *[
             "--finetune-from-model",

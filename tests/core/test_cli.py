@@ -1,0 +1,69 @@
+"""The command line: what reaches the functions, and what a user sees of an error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from train_large import cli, step_times
+
+
+def test_sizes_prints_the_figures_of_the_paper(capsys):
+    assert cli.main(["sizes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if "l_" in line and "M" in line]) == 25
+    row = next(line for line in lines if line.startswith("24l_768h")).split()
+    assert row[1] == "209.5M"
+    assert row[4] == "0.0015"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["sizes", "12x768"], "12x768"),
+        (["quantize", "nowhere.pt", "out.pt", "--bits", "8"], "nowhere.pt"),
+        (["quantize", "nowhere.pt", "out.pt", "--bits", "5.5"], "--bits"),
+        (["prepare-text", "nowhere.txt", "--out", "out"], "nowhere.txt"),
+        (["prepare-text", __file__, "--out", "out", "--subsets", "a"], "--subsets"),
+        (["prepare-task", "nowhere", "--task", "sst-2", "--text", "text", "--out", "out"], "nowhere"),
+        (["time-steps", "nowhere", "1l_16h", "--batch", "8", "--out", "out.csv"], "nowhere"),
+        (["report", "nowhere.json"], "nowhere.json"),
+        (["report", "nowhere.json", "--memory-limit", "2 fortnights"], "2 fortnights"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(words, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_quantize_writes_a_checkpoint_and_says_what_it_takes(tmp_path, capsys):
+    source, target = tmp_path / "in.pt", tmp_path / "out.pt"
+    model = {"w": torch.tensor([[0.0, 1.0], [2.0, 4.0]])}
+    cfg = {"model": {"_name": "roberta"}, "task": {"_name": "masked_lm"}, "criterion": {"_name": "masked_lm"}}
+    torch.save({"model": model, "cfg": cfg, "args": None, "extra_state": {}, "optimizer_history": [{}]}, source)
+    assert cli.main(["quantize", str(source), str(target), "--bits", "2"]) == 0
+    assert torch.load(target, weights_only=True)["model"]["w"].tolist() == [[0.0, 1.0], [2.0, 4.0]]
+    assert "4 parameters, 3 not zero" in capsys.readouterr().out
+
+
+def test_flags_behind_the_dashes_are_passed_on(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(step_times, "time_steps", lambda *args, **flags: seen.update(flags, sizes=args[1]))
+    words = ["time-steps", str(tmp_path), "1l_16h", "2l_16h", "--batch", "8", "--out", "t.csv", "--memory-limit", "1GB"]
+    assert cli.main([*words, "--", "--cpu", "--dropout", "0"]) == 0
+    assert seen["extra"] == ["--cpu", "--dropout", "0"]
+    assert seen["memory_limit"] == 10**9
+    assert [size.name for size in seen["sizes"]] == ["1l_16h", "2l_16h"]
+    with pytest.raises(SystemExit):
+        cli.main(["sizes", "--", "--cpu"])
+
+
+def test_no_abbreviations_and_no_unknown_flags(capsys):
+    for words in (["sizes", "--voc", "5"], ["sizes", "--frobnicate"], []):
+        with pytest.raises(SystemExit) as ending:
+            cli.main(words)
+        assert ending.value.code == 2
