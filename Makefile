@@ -43,5 +43,8 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+bench: $(STAMP)  ## speed, measured on this machine into bench/*.csv
+	PYTHONPATH=. $(BIN)/python bench/pruning_step.py
+
 clean:  ## remove the environment and what runs left
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

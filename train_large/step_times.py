@@ -14,7 +14,6 @@ import functools
 import itertools
 import json
 import os
-import platform
 import re
 import shlex
 import signal
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from train_large import runlog
+from train_large import machine, runlog
 from train_large.errors import UserError
 from train_large.sizes import Size
 
@@ -403,12 +402,7 @@ def _machine(cpu: bool) -> dict[str, Any]:
             f"{sys.executable} cannot import torch ({last[0]}); install this package with its extra 'fairseq'."
         )
     found: dict[str, Any] = json.loads(probe.stdout.splitlines()[-1])
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    return found | {"machine": f"{model}, {os.cpu_count()} cores, {found['threads']} threads"}
+    return found | {"machine": machine.describe(found["threads"])}
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(StepTime))

@@ -23,6 +23,8 @@ from train_large.sizes import ROBERTA, SHARING, Size, default_ffn, default_heads
 
 MODEL = "prenorm_roberta"
 DEFAULT = Size(12, 768)
+BERT_STD = 0.02  # of every weight at the start (`init_bert_params`, fairseq/modules/transformer_sentence_encoder.py)
+POSITION_INIT = ("random", "sinusoidal")
 
 
 @register_model(MODEL)
@@ -52,6 +54,18 @@ class PrenormRobertaModel(RobertaModel):
             help="weights that all layers have in common: none, the whole layer, or its attention",
         )
 
+        parser.add_argument(
+            "--embedding-std",
+            type=float,
+            metavar="STD",
+            help="standard deviation of the embeddings at the start (0.02 as in BERT; narrow models want more)",
+        )
+        parser.add_argument(
+            "--position-init",
+            choices=POSITION_INIT,
+            help="the position embeddings at the start: random as in BERT, or sinusoids; both are learned",
+        )
+
     @classmethod
     def build_model(cls, args: Namespace | DictConfig, task: FairseqTask) -> PrenormRobertaModel:
         if OmegaConf.is_config(args):
@@ -60,6 +74,7 @@ class PrenormRobertaModel(RobertaModel):
         args.dictionary_digest = dictionary_digest(task.source_dictionary)
         model = super().build_model(args, task)
         share_layers(model.encoder.sentence_encoder.layers, args.share_layers)
+        init_embeddings(model.encoder.sentence_encoder, args.embedding_std, args.position_init)
         return model
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
@@ -78,6 +93,28 @@ class PrenormRobertaModel(RobertaModel):
                         f"--share-layers {self.args.share_layers}: the checkpoint's layers 0 and {layer} differ in "
                         f"{shared}{key[len(first) :]}; give the --share-layers that it was trained with."
                     )
+
+
+@torch.no_grad()
+def init_embeddings(encoder: nn.Module, std: float, positions: str) -> None:
+    """Start token and position embeddings at standard deviation `std`, the positions as `positions` says.
+
+    Sinusoids make "the word before" the same linear map at every position, so that attention finds it sooner. They are
+    those of Vaswani et al. (2017) with wavelengths from 2 pi to 200 pi, for sequences of tens to hundreds of tokens,
+    without what all positions have in common. Rows of the padding index stay zero.
+    """
+    tokens, places = encoder.embed_tokens, encoder.embed_positions
+    tokens.weight.mul_(std / BERT_STD)
+    if positions == "random":
+        places.weight.mul_(std / BERT_STD)
+        return
+    rows, hidden = places.weight.shape
+    frequencies = 100.0 ** -torch.linspace(0, 1, (hidden + 1) // 2)
+    angles_RxF = torch.arange(rows)[:, None] * frequencies
+    sinusoids_RxH = torch.cat([angles_RxF.sin(), angles_RxF.cos()], dim=1)[:, :hidden]
+    sinusoids_RxH -= sinusoids_RxH.mean(0)
+    places.weight.copy_(std * sinusoids_RxH / sinusoids_RxH.std())
+    places.weight[places.padding_idx] = 0
 
 
 def dictionary_digest(dictionary: Dictionary) -> str:
@@ -121,6 +158,12 @@ def prenorm_roberta(args: Namespace | DictConfig) -> None:
         raise ValueError("--no-embedding-norm and --layernorm-embedding contradict each other: give one of them.")
     args.layernorm_embedding = not args.no_embedding_norm
 
+    args.embedding_std = safe_getattr(args, "embedding_std", BERT_STD)
+    if not args.embedding_std > 0:
+        raise ValueError(f"--embedding-std {args.embedding_std}: give a number above zero.")
+    args.position_init = safe_getattr(args, "position_init", "random")
+    if args.position_init not in POSITION_INIT:
+        raise ValueError(f"--position-init {args.position_init}: give one of {', '.join(POSITION_INIT)}.")
     args.share_layers = safe_getattr(args, "share_layers", "none")
     if args.share_layers not in SHARING:
         raise ValueError(f"--share-layers {args.share_layers}: give one of {', '.join(SHARING)}.")

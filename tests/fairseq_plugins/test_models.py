@@ -339,3 +339,33 @@ def test_pretrained_resumed_and_finetuned_by_fairseq_train(texts, tmp_path):
     assert "Loaded checkpoint" in printed
     head = torch.load(finetuned / "checkpoint_last.pt", weights_only=True)["model"]
     assert head["classification_heads.sentence_classification_head.out_proj.weight"].shape == (2, 16)
+
+
+@pytest.mark.parametrize("positions", ["random", "sinusoidal"])
+def test_embeddings_start_as_the_flags_say(positions):
+    size = ("--encoder-layers", "1", "--encoder-embed-dim", "32", "--max-positions", "40")
+    model = build("prenorm_roberta", *size, "--embedding-std", "0.1", "--position-init", positions, words=400)
+    encoder = model.encoder.sentence_encoder
+    tokens, places = encoder.embed_tokens, encoder.embed_positions
+    for embedding in (tokens, places):
+        weights = embedding.weight[embedding.padding_idx + 1 :]
+        assert weights.std().item() == pytest.approx(0.1, rel=0.15)
+        assert embedding.weight.requires_grad
+        assert embedding.weight[embedding.padding_idx].eq(0).all()
+    assert model.encoder.lm_head.weight is tokens.weight
+    rows = torch.nn.functional.normalize(places.weight[2:], dim=1)
+    near, far = (rows[:-6] * rows[1:-5]).sum(1).mean(), (rows[:-6] * rows[6:]).sum(1).mean()
+    assert (near > 0.8 and near > far + 0.3) == (positions == "sinusoidal")
+
+
+def test_embeddings_start_as_in_bert_unless_told():
+    torch.manual_seed(1)
+    ours = build("prenorm_roberta", "--encoder-layers", "1", "--encoder-embed-dim", "32", words=400)
+    assert ours.encoder.sentence_encoder.embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert ours.args.position_init == "random"
+
+
+@pytest.mark.parametrize("flags", [("--embedding-std", "0"), ("--embedding-std", "-1")])
+def test_an_embedding_without_spread_is_refused(flags):
+    with pytest.raises(ValueError, match="--embedding-std"):
+        build("prenorm_roberta", *flags)

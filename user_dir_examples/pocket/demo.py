@@ -31,6 +31,7 @@ from train_large.budget import parse_duration
 from train_large.data.glue import TaskSummary, prepare_task
 from train_large.data.text import TextSummary, prepare_text
 from train_large.errors import UserError
+from train_large.machine import processor
 from train_large.report import results as report
 from train_large.report.claims import judge_claims
 from train_large.report.page import write_page
@@ -246,7 +247,7 @@ def _model(
         layers=size.layers,
         hidden=size.hidden,
         heads=size.heads,
-        parameters=sizes.parameters(size, entries, max_positions=recipe.length),
+        parameters=sizes.parameters(size, entries, max_positions=recipe.positions),
         parameters_without_embeddings=sizes.parameters_without_embeddings(size, entries),
         learning_rate=recipe.learning_rate,
         run_log=os.path.relpath(log, out),
@@ -273,16 +274,8 @@ def _largest_first(recipe: Recipe) -> list[str]:
 
 
 def _machine() -> report.Machine:
-    processor = platform.processor()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
     return report.Machine(
-        processor=processor or platform.machine(),
+        processor=processor(),
         cores=os.cpu_count() or 1,
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         python=platform.python_version(),

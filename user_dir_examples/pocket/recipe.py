@@ -18,23 +18,26 @@ USER_DIR = ROOT / "fairseq_plugins"
 class Recipe:
     """What all sizes have in common; README.md says how the figures were found."""
 
-    sizes: tuple[str, ...] = ("2l_32h", "2l_64h", "3l_128h", "4l_256h")
+    sizes: tuple[str, ...] = ("1l_16h", "2l_32h", "2l_64h", "3l_128h")
     head_width: int = 16
     """narrower than the paper's 64: at these sizes that would be one or two heads, and the plateau lasts longer"""
     vocabulary: int = 1000
     """entries of the BPE: small, so that the embeddings do not outweigh the layers"""
-    length: int = 64
-    """tokens per sequence"""
+    length: int = 16
+    """tokens per sequence in pretraining: the shorter, the sooner attention finds the neighbours"""
+    positions: int = 64
+    """tokens per sequence in the task; longer sentences are cut"""
+    embedding_std: float = 0.1
     masked: float = 0.4
     """share of the tokens masked; the paper's 0.15 gives too few words to learn from in so short a time"""
-    batch: int = 16
+    batch: int = 32
     """sequences per update"""
     learning_rate: float = 3e-3
     warmup: float = 0.06
     validations: int = 15
     """points on each curve, about"""
-    curve_sequences: int = 480
-    """validation sequences for a point on the curve; the last figure is over the whole split"""
+    curve_batches: int = 15
+    """validation batches of 128 sequences for a point on the curve; the last figure is over the whole split"""
     finetune_epochs: int = 3
     finetune_batch: int = 32
     finetune_learning_rate: float = 5e-4
@@ -64,9 +67,10 @@ def fairseq_train(data: Path, save_dir: Path, size: Size, recipe: Recipe) -> lis
             "--save-dir",
             str(save_dir),
         ],
-        *["--cpu", "--arch", "prenorm_roberta", "--max-positions", str(recipe.length)],
+        *["--cpu", "--arch", "prenorm_roberta", "--max-positions", str(recipe.positions)],
         *["--encoder-layers", str(size.layers), "--encoder-embed-dim", str(size.hidden)],
         *["--encoder-attention-heads", str(size.heads), "--dropout", "0", "--attention-dropout", "0"],
+        *["--embedding-std", str(recipe.embedding_std), "--position-init", "sinusoidal"],
         *["--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--adam-eps", "1e-6", "--clip-norm", "1.0"],
         *["--log-format", "simple", "--no-epoch-checkpoints", "--num-workers", "0"],
         *["--required-batch-size-multiple", "1", "--no-progress-bar"],
@@ -92,8 +96,8 @@ def pretrain(data: Path, save_dir: Path, size: Size, recipe: Recipe, budget: str
         ],
         *["--weight-decay", "0.01", "--log-interval", "20"],
         *["--validate-interval-updates", str(interval), "--save-interval-updates", str(interval)],
-        *["--keep-interval-updates", "1", "--batch-size-valid", "32"],
-        *["--max-valid-steps", str(max(1, recipe.curve_sequences // 32 - 1))],
+        *["--keep-interval-updates", "1", "--batch-size-valid", "128"],
+        *["--max-valid-steps", str(recipe.curve_batches - 1)],  # fairseq stops after the one behind it
     ]
 
 
