@@ -49,7 +49,7 @@ def load(checkpoint: str, data: str) -> tuple[Any, Any, Any]:
 def totals(model: Any, task: Any, criterion: Any) -> dict[str, float]:
     """The logging outputs of the whole validation split, summed."""
     batches = task.get_batch_iterator(
-        task.dataset("valid"), max_sentences=128, ignore_invalid_inputs_size=True, required_batch_size_multiple=1
+        task.dataset("valid"), max_sentences=128, ignore_invalid_inputs=True, required_batch_size_multiple=1
     ).next_epoch_itr(shuffle=False, set_dataset_epoch=False)
     sums: dict[str, float] = {}
     for sample in batches:

@@ -38,10 +38,11 @@ class Recipe:
     """points on each curve, about"""
     curve_batches: int = 15
     """validation batches of 128 sequences for a point on the curve; the last figure is over the whole split"""
-    finetune_epochs: int = 3
+    finetune_epochs: int = 4
     finetune_batch: int = 32
-    finetune_learning_rate: float = 5e-4
-    prune_learning_rate: float = 2.5e-4
+    finetune_learning_rate: float = 1e-3
+    finetune_dropout: float = 0.1
+    prune_learning_rate: float = 5e-4
     sparsity: tuple[float, ...] = (0.15, 0.30, 0.45, 0.60, 0.75, 0.90)
     bits: tuple[int, ...] = (32, 8, 6, 4)
 
@@ -69,7 +70,7 @@ def fairseq_train(data: Path, save_dir: Path, size: Size, recipe: Recipe) -> lis
         ],
         *["--cpu", "--arch", "prenorm_roberta", "--max-positions", str(recipe.positions)],
         *["--encoder-layers", str(size.layers), "--encoder-embed-dim", str(size.hidden)],
-        *["--encoder-attention-heads", str(size.heads), "--dropout", "0", "--attention-dropout", "0"],
+        *["--encoder-attention-heads", str(size.heads), "--attention-dropout", "0"],
         *["--embedding-std", str(recipe.embedding_std), "--position-init", "sinusoidal"],
         *["--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--adam-eps", "1e-6", "--clip-norm", "1.0"],
         *["--log-format", "simple", "--no-epoch-checkpoints", "--num-workers", "0"],
@@ -84,7 +85,7 @@ def pretrain(data: Path, save_dir: Path, size: Size, recipe: Recipe, budget: str
     return [
         *fairseq_train(data, save_dir, size, recipe),
         *["--task", "masked_lm", "--criterion", "budgeted_masked_lm", "--budget", budget],
-        *["--mask-prob", str(recipe.masked)],
+        *["--mask-prob", str(recipe.masked), "--dropout", "0"],
         *["--tokens-per-sample", str(recipe.length), "--batch-size", str(recipe.batch)],
         *[
             "--lr-scheduler",
@@ -114,7 +115,7 @@ def _classification(data: Path, save_dir: Path, size: Size, recipe: Recipe, clas
             "accuracy",
             "--maximize-best-checkpoint-metric",
         ],
-        *["--log-interval", "20"],
+        *["--dropout", str(recipe.finetune_dropout), "--log-interval", "20"],
     ]
 
 
