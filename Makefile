@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 STAMP := $(VENV)/.made-for-these-pins
 
-BUDGET ?= 2m30s
+BUDGET ?= 150s
 OUT ?= runs/demo
 DEMO_FLAGS ?=
 

@@ -32,7 +32,6 @@ setup(
     },
     entry_points={"console_scripts": ["train-large = train_large.cli:main"]},
     classifiers=[
-        "License :: OSI Approved :: MIT License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

@@ -74,8 +74,7 @@ class BudgetedRun:
         self._loss_sum: Any = 0.0
         self._loss_count: Any = 0.0
 
-    # -- the criterion's side
-    # ----------------------------------------------------------------------------------------------------
+    # -- the criterion's side --
 
     def begin_update(self) -> None:
         """`Trainer.train_step` begins (it calls `criterion.train()`), before any forward."""
@@ -146,8 +145,7 @@ class BudgetedRun:
         if self._validation is not None:
             self._validation = (self._validation[0], metrics.get_active_aggregators()[0])
 
-    # -- the scheduler's side
-    # ----------------------------------------------------------------------------------------------------
+    # -- the scheduler's side --
 
     def fraction(self) -> float:
         """Share of the budget used when the next update begins; the same on every worker."""
@@ -159,8 +157,7 @@ class BudgetedRun:
         """Call `listener` at the end of every update, when the budget has been read."""
         self._after_update.append(listener)
 
-    # -- what the patches tell
-    # ---------------------------------------------------------------------------------------------------
+    # -- what the patches tell --
 
     def loaded(self) -> None:
         """The checkpoint, if there was one, has been loaded."""
@@ -207,8 +204,7 @@ class BudgetedRun:
         if target is not None and perplexity is not None and perplexity <= target and subset == self._first_subset:
             self.stop("target_ppl")
 
-    # -- stopping
-    # ----------------------------------------------------------------------------------------------------------------
+    # -- stopping --
 
     def stop(self, reason: str) -> None:
         """End the run after the update in hand; `reason` goes into the log."""
@@ -231,8 +227,7 @@ class BudgetedRun:
         self._terminated = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    # -- inner workings
-    # ----------------------------------------------------------------------------------------------------------
+    # -- inner workings --
 
     def _prepare(self) -> None:
         """Make the budget, and take up what a checkpoint brought, as often as asked until training begins."""

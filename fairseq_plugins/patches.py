@@ -92,8 +92,8 @@ def announce_loading() -> None:
     @functools.wraps(upstream)
     def load_checkpoint(cfg: object, trainer: Trainer, **kwargs: object) -> object:
         path = _path_to_load(cfg)
-        if path is not None:
-            check_before_loading(path, trainer.get_model(), trainer.task)
+        if path is not None and not PathManager.path_requires_pathmanager(path):
+            check_before_loading(Path(path), trainer.get_model(), trainer.task)
         loaded = upstream(cfg, trainer, **kwargs)
         if budgeted_run.current is not None:
             budgeted_run.current.loaded()
@@ -102,14 +102,12 @@ def announce_loading() -> None:
     checkpoint_utils.load_checkpoint = load_checkpoint
 
 
-def _path_to_load(cfg: object) -> Path | None:
+def _path_to_load(cfg: object) -> str | None:
     """The checkpoint that a run begins from, if any, by upstream's rules (fairseq/checkpoint_utils.py:227)."""
-    last = Path(cfg.save_dir) / "checkpoint_last.pt"
-    if cfg.restore_file != last.name:
-        return Path(cfg.restore_file)
-    if last.exists():
-        return last
-    return Path(cfg.finetune_from_model) if cfg.finetune_from_model is not None else None
+    last = os.path.join(cfg.save_dir, "checkpoint_last.pt")
+    if cfg.restore_file != "checkpoint_last.pt":
+        return cfg.restore_file
+    return last if os.path.exists(last) else cfg.finetune_from_model
 
 
 def announce_saving() -> None:

@@ -102,7 +102,7 @@ class Ladder(FairseqTask):
     _metric: str
     _batches_per_epoch: int
 
-    # -- what fairseq calls --------------------------------------------------------------------------------------------
+    # -- what fairseq calls --
 
     @classmethod
     def setup_task(cls, cfg: DictConfig, **kwargs: Any) -> Any:
@@ -170,7 +170,7 @@ class Ladder(FairseqTask):
             logger.info(f"all of --sparsity-levels {self.cfg.sparsity_levels} are reached already: nothing to prune")
             do_not_train(self.root)
 
-    # -- the ladder ----------------------------------------------------------------------------------------------------
+    # -- the ladder --
 
     def _start(self, update_num: int) -> None:
         """Before the first forward of this process."""
@@ -282,7 +282,7 @@ class Ladder(FairseqTask):
         """Updates between two measurements."""
         return self.cfg.recovery_interval or math.ceil(self._updates_per_epoch() / 10)
 
-    # -- weights -------------------------------------------------------------------------------------------------------
+    # -- weights --
 
     def _prunable(self) -> dict[str, Tensor]:
         return prunable(dict(_inner(self._model).named_parameters()), self.cfg.prune_head)
@@ -311,7 +311,7 @@ class Ladder(FairseqTask):
             tensors, kept = zip(*self._masked, strict=True)
             torch._foreach_mul_(tensors, kept)
 
-    # -- measuring -----------------------------------------------------------------------------------------------------
+    # -- measuring --
 
     def _measure(self) -> float:
         """The score of the model as it is on the first of --valid-subset, the same on every worker."""
@@ -391,7 +391,7 @@ class Ladder(FairseqTask):
         )
         return [dict(zip(names, sums.tolist(), strict=True))]
 
-    # -- saving --------------------------------------------------------------------------------------------------------
+    # -- saving --
 
     def _checkpoint(self, record: dict[str, Any], update_num: int) -> dict[str, Any]:
         """The model as it is, in the form of `Trainer.state_dict` (fairseq/trainer.py:402, 0.12.3.1), without optimizer

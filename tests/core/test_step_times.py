@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 TINY, SMALL = Size(1, 16), Size(2, 16)
 
 
-# -- when it has settled -----------------------------------------------------------------------------------------------
+# -- when it has settled --
 
 
 def test_steady_from_the_start():
@@ -78,7 +78,7 @@ def test_settling_is_not_taken_back(durations):
         assert settled_at(durations + [99.0]) == done
 
 
-# -- the search --------------------------------------------------------------------------------------------------------
+# -- the search --
 
 
 @given(st.integers(1, 400), st.integers(0, 500), st.none() | st.integers(1, 500))
@@ -104,7 +104,7 @@ def test_the_search_doubles_and_stops_at_the_first_that_fails():
     assert tried == [1, 2, 4, 8, 16, 32, 64]
 
 
-# -- the table, with a runner that computes instead of training --------------------------------------------------------
+# -- the table, with a runner that computes instead of training --
 
 
 class Machine:
@@ -281,7 +281,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path_factory, seconds, flags):
     assert read_step_times(path) == [row, row]
 
 
-# -- watching a process ------------------------------------------------------------------------------------------------
+# -- watching a process --
 
 
 class Script(FairseqTrain):
@@ -362,7 +362,7 @@ def test_a_run_that_fails_otherwise_is_an_error():
         watched("append('start', 0, 0.0, 0); append('train', 1, 1.0, 40)")
 
 
-# -- the real thing ----------------------------------------------------------------------------------------------------
+# -- the real thing --
 
 
 @pytest.mark.slow

@@ -312,8 +312,7 @@ def test_a_scheduler_without_a_budget_ends_with_one_sentence(text, tmp_path):
         run(text, *flags, save_dir=tmp_path)
 
 
-# -- processes of their own
-# ----------------------------------------------------------------------------------------------------------
+# -- processes of their own --
 
 
 def process(*flags: Any, save_dir: Path) -> subprocess.Popen[str]:

@@ -31,7 +31,7 @@ sys.path.insert(0, str(PLUGIN.parent))
 from fairseq_plugins.tasks import ladder  # noqa: E402
 from fairseq_plugins.tasks.ladder import Ladder  # noqa: E402
 
-# -- real runs ---------------------------------------------------------------------------------------------------------
+# -- real runs --
 
 UPDATES_PER_EPOCH = 40
 SIZE = "--arch roberta_prenorm --encoder-layers 2 --encoder-embed-dim 32 --encoder-ffn-embed-dim 64"
@@ -334,7 +334,7 @@ def test_translation(tmp_path: Path, flags: str, metric: str) -> None:
         assert 2**-nll == pytest.approx(records[-1]["score"], rel=0.02)
 
 
-# -- flags -------------------------------------------------------------------------------------------------------------
+# -- flags --
 
 
 def settings(**changed: Any) -> Any:
@@ -369,7 +369,7 @@ def test_models_that_cannot_be_seen_whole_are_refused(changed: dict[str, Any]) -
         Ladder.setup_task(root(**changed).task)
 
 
-# -- parts -------------------------------------------------------------------------------------------------------------
+# -- parts --
 
 
 def root(**changed: Any) -> Any:

@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--budget", default="2m30s", help="pretraining time of each size")
+    parser.add_argument("--budget", default="150s", help="pretraining time of each size")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything that is made")
     parser.add_argument("--sizes", default=",".join(Recipe.sizes), help="sizes, such as %(default)s")
     parser.add_argument(
