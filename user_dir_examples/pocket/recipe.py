@@ -28,6 +28,7 @@ class Recipe:
     positions: int = 64
     """tokens per sequence in the task; longer sentences are cut"""
     embedding_std: float = 0.1
+    """of the embeddings at the start: BERT's 0.02 is for models many times as wide"""
     masked: float = 0.4
     """share of the tokens masked; the paper's 0.15 gives too few words to learn from in so short a time"""
     batch: int = 32
@@ -51,8 +52,10 @@ class Recipe:
         return Size(size.layers, size.hidden, heads=max(1, size.hidden // self.head_width))
 
 
-# Only to space the validations: about what one core does, in FLOPs as Clark et al. count them.
-_FLOPS_PER_SECOND = 2.5e10
+# Only to space the validations: about what one core does, in FLOPs as Clark et al. count them, and what making a batch
+# and a step takes besides.
+_FLOPS_PER_SECOND = 4e10
+_SECONDS_BESIDES = 0.02
 
 
 def fairseq_train(data: Path, save_dir: Path, size: Size, recipe: Recipe) -> list[str]:
@@ -81,7 +84,7 @@ def fairseq_train(data: Path, save_dir: Path, size: Size, recipe: Recipe) -> lis
 def pretrain(data: Path, save_dir: Path, size: Size, recipe: Recipe, budget: str, seconds: float) -> list[str]:
     """Masked language modeling for the budget."""
     flops = train_flops(size, recipe.vocabulary, recipe.length, recipe.batch)
-    interval = max(10, math.ceil(seconds * _FLOPS_PER_SECOND / flops / recipe.validations))
+    interval = max(10, math.ceil(seconds / recipe.validations / (flops / _FLOPS_PER_SECOND + _SECONDS_BESIDES)))
     return [
         *fairseq_train(data, save_dir, size, recipe),
         *["--task", "masked_lm", "--criterion", "budgeted_masked_lm", "--budget", budget],
