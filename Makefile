@@ -13,6 +13,9 @@ OUT ?= runs/demo
 DEMO_FLAGS ?=
 
 export PYTHONUNBUFFERED := 1
+# Nothing is left outside the checkout, caches included.
+export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
+export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
 
 .PHONY: help env demo test lint bench clean
 
@@ -47,4 +50,4 @@ bench: $(STAMP)  ## speed, measured on this machine into bench/*.csv
 	PYTHONPATH=. $(BIN)/python bench/pruning_step.py
 
 clean:  ## remove the environment and what runs left
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -62,7 +62,7 @@ class BudgetedRun:
             fail(f"--target-ppl {section.target_ppl} can never be reached: a perplexity is above 1.")
         self._limit_seconds = seconds
         self.counters: dict[str, float] = dict.fromkeys(runlog.COUNTERS, 0)
-        self._begun = self._finished = False
+        self.has_begun = self._finished = False
         self._stop_reason: str | None = None
         self._terminated = False
         self._after_update: list[Callable[[], None]] = []
@@ -78,14 +78,14 @@ class BudgetedRun:
 
     def begin_update(self) -> None:
         """`Trainer.train_step` begins (it calls `criterion.train()`), before any forward."""
-        if not self._begun:
+        if not self.has_begun:
             self._begin()
         self.finish_validation()
         self.clock.begin_update()
 
     def interrupt(self) -> None:
         """Something that is not training begins."""
-        if self._begun:
+        if self.has_begun:
             self.clock.interrupt()
 
     def stamp(self, flops: float) -> dict[str, float]:
@@ -179,7 +179,7 @@ class BudgetedRun:
         self._keep()
 
     def saved(self, path: str | None) -> None:
-        if self._begun and self._is_master and path is not None:
+        if self.has_begun and self._is_master and path is not None:
             self._log("checkpoint", file=os.path.basename(path))
 
     def finish_validation(self) -> None:
@@ -187,7 +187,7 @@ class BudgetedRun:
         if self._validation is None:
             return
         (subset, meters), self._validation = self._validation, None
-        if not self._begun or meters is None or self.loss_name not in meters:
+        if not self.has_begun or meters is None or self.loss_name not in meters:
             return
         loss = float(meters[self.loss_name].avg) * math.log(2)  # fairseq's meters hold bits
         scores = {}
@@ -231,7 +231,7 @@ class BudgetedRun:
 
     def _prepare(self) -> None:
         """Make the budget, and take up what a checkpoint brought, as often as asked until training begins."""
-        if self._begun:
+        if self.has_begun:
             return
         if self.root is None:
             fail("a budgeted criterion needs a fairseq-train run around it.")
@@ -247,7 +247,7 @@ class BudgetedRun:
     def _begin(self) -> None:
         """The first update of this process is about to begin, and everything there was to load has been loaded."""
         self._prepare()
-        self._begun = True
+        self.has_begun = True
         distributed = self.root.distributed_training
         self._world_size = distributed.distributed_world_size
         self._is_master = distributed.distributed_rank == 0
@@ -264,7 +264,7 @@ class BudgetedRun:
 
     def finish(self) -> None:
         """The process ends: write what is still to be written. Does nothing the second time."""
-        if not self._begun or self._finished or os.getpid() != self._pid:
+        if not self.has_begun or self._finished or os.getpid() != self._pid:
             return
         self._finished = True
         self.interrupt()
@@ -288,7 +288,7 @@ class BudgetedRun:
 
     def _keep(self) -> None:
         """Put the counters where fairseq saves them."""
-        if not self._begun:
+        if not self.has_begun:
             return
         self._read_clocks()
         meters = metrics.get_meters("default")

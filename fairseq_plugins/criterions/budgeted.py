@@ -1,6 +1,7 @@
 """What every budgeted criterion shares: the flags, and where the budget looks in on fairseq's loop."""
 
 # No postponed annotations here: fairseq makes flags of the fields' types (fairseq/dataclass/utils.py:40, 0.12.3.1).
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
@@ -51,9 +52,9 @@ class Budgeted:
         criterion.run = budgeted_run.current = BudgetedRun(cfg, cls.loss_name)
         return criterion
 
+    @abstractmethod
     def flops(self, sample: dict[str, Any]) -> float:
         """Training FLOPs of one micro-batch by Clark et al.'s rules; padding is computed on, so it counts."""
-        raise NotImplementedError
 
     def train(self, mode: bool = True) -> Any:
         """`Trainer` calls this at the start of every update, and with False for every validation batch."""
@@ -66,7 +67,7 @@ class Budgeted:
         return super().train(mode)  # type: ignore[misc]
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Any, Any, dict[str, Any]]:
-        stamp = self.run.stamp(self.flops(sample)) if self.training else {}  # type: ignore[attr-defined]
+        stamp = self.run.stamp(self.flops(sample)) if self.training and self.run.has_begun else {}  # type: ignore[attr-defined]
         loss, sample_size, logging_output = super().forward(model, sample, reduce)  # type: ignore[misc]
         logging_output.update(stamp)
         return loss, sample_size, logging_output

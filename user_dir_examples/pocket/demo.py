@@ -55,6 +55,11 @@ def main() -> int:
     return 0
 
 
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -69,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--memory-limit", help="memory for the model at inference, such as 500kB: the page says what to ship"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="sizes at a time, one core each")
+    parser.add_argument("--jobs", type=int, default=_cores(), help="sizes at a time, one core each")
     return parser
 
 
