@@ -1,7 +1,7 @@
 # Each target does all of its own set-up and can be run again at once. `make help` lists them.
 # Other machines: `make demo PYTHON=/path/to/python3.11`; pip's own options, such as an index of CPU builds of torch, go in PIP_FLAGS.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,6 +27,8 @@ env: $(STAMP)  ## the environment for fairseq, in .venv; made again when a pin c
 # fairseq-fixed comes as source, and its build imports torch: built in isolation it would download another torch of several GB.
 $(STAMP): constraints/fairseq.txt setup.py
 	@echo "making $(VENV) (a few minutes the first time) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "error: the pins are for Python 3.11; give one: make env PYTHON=/path/to/python3.11" >&2; exit 1; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints/fairseq.txt pip setuptools wheel
