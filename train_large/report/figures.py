@@ -251,7 +251,7 @@ def _accuracy_axes(
     axis: Any, results: Results, label: str, units: Callable[[float], str] = format_bytes, most: int = 5
 ) -> None:
     axis.set_xlabel(label)
-    axis.set_ylabel(f"accuracy on {results.task.name} (%)" if len(results.task.name) < 24 else "accuracy (%)")
+    axis.set_ylabel("accuracy (%)")
     axis.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}"))
     axis.axhline(results.task.majority, color=_INK, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     axis.annotate(

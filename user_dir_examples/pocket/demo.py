@@ -154,7 +154,9 @@ def chain(
             lambda: finetune(task_data, finetuned, size, recipe, classes, examples, pretrained / "checkpoint_last.pt"),
         ),
         Stage(
-            "prune", pruned, lambda: prune(task_data, pruned, size, recipe, classes, finetuned / "checkpoint_best.pt")
+            "prune",
+            pruned,
+            lambda: prune(task_data, pruned, size, recipe, classes, examples, finetuned / "checkpoint_best.pt"),
         ),
         Stage(
             "measure", measured, lambda: measure(measured, pretrained, finetuned, pruned, recipe, text_data, task_data)
