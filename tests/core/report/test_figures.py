@@ -37,7 +37,7 @@ def test_axes_have_units_and_curves_have_names(drawings):
     for name, label in labels.items():
         assert {label, "validation perplexity"} <= set(texts(drawings[name]))
     for name in ("trade-off", "quantization", "size-2"):
-        assert {"bytes to store", "accuracy on movie reviews (%)"} <= set(texts(drawings[name]))
+        assert {"bytes to store", "accuracy (%)"} <= set(texts(drawings[name]))
     assert "parameters that are not zero" in texts(drawings["pruning"])
     for name in (*labels, "trade-off", "quantization", "pruning"):
         assert {"2l_32h", "2l_64h", "3l_128h", "4l_256h"} <= set(texts(drawings[name]))
