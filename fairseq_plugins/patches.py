@@ -80,6 +80,27 @@ def announce_validation() -> None:
     Trainer.get_valid_iterator = get_valid_iterator
 
 
+def validate_no_more_than_asked() -> None:
+    """Leave no thread behind that makes validation batches while the model trains.
+
+    Mends `validate` (fairseq_cli/train.py:516, 0.12.3.1): under --max-valid-steps it breaks off, and the iterator's
+    thread (`BufferedIterator`, fairseq/data/iterators.py:691) goes on to fill its buffer, on training's time, and then
+    waits for ever. Here the iterator ends after as many batches as `validate` looks at, one more than it is told.
+    """
+    upstream = Trainer.get_valid_iterator
+
+    @functools.wraps(upstream)
+    def get_valid_iterator(self: Trainer, *args: object, **kwargs: object) -> object:
+        batches = upstream(self, *args, **kwargs)
+        steps = self.cfg.dataset.max_valid_steps
+        if steps is not None and "next_epoch_itr" not in vars(batches):  # fairseq hands out the same one again
+            whole = batches.next_epoch_itr
+            batches.next_epoch_itr = lambda *args, **kwargs: whole(*args, **kwargs).take(steps + 1)
+        return batches
+
+    Trainer.get_valid_iterator = get_valid_iterator
+
+
 def announce_loading() -> None:
     """Refuse a checkpoint that cannot be the right one before it is loaded, and tell the budget when a run has been
     taken up.
@@ -191,6 +212,7 @@ broadcast_without_classes()
 atexit.register(end_data_threads)
 allow_namespace_in_checkpoints()
 copy_whole_or_not_at_all()
+validate_no_more_than_asked()
 announce_validation()
 announce_loading()
 announce_saving()

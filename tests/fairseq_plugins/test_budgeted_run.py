@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -315,29 +316,29 @@ def test_a_scheduler_without_a_budget_ends_with_one_sentence(text, tmp_path):
 # -- processes of their own --
 
 
-def process(*flags: Any, save_dir: Path) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "fairseq_cli.train",
-        *map(str, flags),
-        "--save-dir",
-        str(save_dir),
-        "--user-dir",
-        USER_DIR,
-    ]
+def process(*flags: Any, save_dir: Path) -> subprocess.Popen[bytes]:
+    """A fairseq-train of its own; what it prints goes to SAVE_DIR/output."""
+    command = [sys.executable, "-m", "fairseq_cli.train", *map(str, flags), "--save-dir", str(save_dir)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    save_dir.mkdir(exist_ok=True)
+    with open(save_dir / "output", "ab") as output:
+        return subprocess.Popen(
+            [*command, "--user-dir", USER_DIR], stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
 
 
-def wait_for(path: Path, condition: Any, child: subprocess.Popen[str]) -> None:
+def ending(child: subprocess.Popen[bytes], save_dir: Path, status: int = 0) -> list[dict[str, Any]]:
+    """Wait for its end; the lines of its log."""
+    assert child.wait(timeout=300) == status, (save_dir / "output").read_text()[-3000:]
+    return runlog.read(save_dir / runlog.NAME)
+
+
+def wait_for(condition: Callable[[list[dict[str, Any]]], bool], child: subprocess.Popen[bytes], save_dir: Path) -> None:
     """Wait until the log's lines meet `condition`."""
-    for _ in range(3000):
-        if path.exists() and condition(runlog.read(path)):
-            return
-        assert child.poll() is None, child.stdout.read()
-        time.sleep(0.05)
-    pytest.fail("the run did not come so far")
+    log = save_dir / runlog.NAME
+    while not (log.exists() and condition(runlog.read(log))):
+        assert child.poll() is None, (save_dir / "output").read_text()[-3000:]
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -354,17 +355,11 @@ def test_a_killed_run_trains_for_what_is_left(text, tmp_path):
         "1",
     ]
     child = process(*flags, save_dir=tmp_path)
-    wait_for(
-        tmp_path / runlog.NAME,
-        lambda lines: any(line["kind"] == "checkpoint" and line["train_seconds"] > 3 for line in lines),
-        child,
-    )
+    wait_for(lambda lines: any(line["train_seconds"] > 3 for line in of_kind(lines, "checkpoint")), child, tmp_path)
     child.kill()
     child.wait()
     child = process(*flags, save_dir=tmp_path)
-    output = child.communicate(timeout=300)[0]
-    assert child.returncode == 0, output
-    lines = runlog.read(tmp_path / runlog.NAME)
+    lines = ending(child, tmp_path)
     resume = of_kind(lines, "resume")[0]
     saved = [line for line in of_kind(lines, "checkpoint") if line["updates"] <= resume["updates"]][-1]
     assert resume["updates"] == saved["updates"]
@@ -378,11 +373,9 @@ def test_a_killed_run_trains_for_what_is_left(text, tmp_path):
 def test_sigterm_saves_then_stops(text, tmp_path):
     flags = [text, *MLM, "--budget", "1h"]
     child = process(*flags, save_dir=tmp_path)
-    wait_for(tmp_path / runlog.NAME, lambda lines: len(lines) > 10, child)
+    wait_for(lambda lines: len(lines) > 10, child, tmp_path)
     child.terminate()
-    output = child.communicate(timeout=300)[0]
-    assert child.returncode == -signal.SIGTERM, output
-    lines = runlog.read(tmp_path / runlog.NAME)
+    lines = ending(child, tmp_path, -signal.SIGTERM)
     assert lines[-1]["reason"] == "SIGTERM"
     state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)
     assert state["optimizer_history"][-1]["num_updates"] == lines[-1]["updates"]
@@ -423,9 +416,7 @@ def test_two_workers_stop_together_and_agree_with_one(text, tmp_path):
     assert rates[0] == rates[1]
     two = runlog.read(tmp_path / "two" / runlog.NAME)
     child = process(text, *flags, "--update-freq", "2", save_dir=tmp_path / "one")
-    output = child.communicate(timeout=300)[0]
-    assert child.returncode == 0, output
-    one = runlog.read(tmp_path / "one" / runlog.NAME)
+    one = ending(child, tmp_path / "one")
     for name in ("updates", "tokens", "flops"):
         assert one[-1][name] == two[-1][name]
     losses = [[line["loss"] for line in of_kind(lines, "train")] for lines in (one, two)]

@@ -120,3 +120,17 @@ def test_a_run_that_stops_within_an_epoch_has_no_data_thread_left(text, tmp_path
     assert any(isinstance(thread, BackgroundConsumer) for thread in threading.enumerate()), "no longer needed"
     patches.end_data_threads()
     assert not any(isinstance(thread, BackgroundConsumer) for thread in threading.enumerate())
+
+
+def test_validation_that_breaks_off_leaves_no_thread_making_batches(text, tmp_path):
+    import threading
+
+    from fairseq.data.iterators import BackgroundConsumer
+
+    flags = ["--max-valid-steps", "1", "--validate-interval-updates", "1", "--batch-size-valid", "2"]
+    patches.end_data_threads()
+    lines = run(text, *MLM, "--budget", "1h", "--max-update", "3", *flags, save_dir=tmp_path)
+    assert len([line for line in lines if line["kind"] == "valid"]) == 3
+    left = [thread for thread in threading.enumerate() if isinstance(thread, BackgroundConsumer)]
+    assert len(left) == 1  # training's own
+    patches.end_data_threads()

@@ -591,6 +591,7 @@ class Measured(Ladder, FairseqTask):
 
 
 def test_measuring_leaves_no_trace() -> None:
+    metrics.reset()  # fairseq keeps meters from one run in a process to the next
     task = Measured.setup_task(root().task)
     task.seen = []
     task._model, task._criterion = Model(), nn.Identity()
@@ -616,7 +617,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Mo
         aside.write_text("ha")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ladder, "fail_at_once", stop)
+    monkeypatch.setattr(ladder, "fail", stop)
     (tmp_path / "log").write_text("before")
     with pytest.raises(SystemExit, match=r"log could not be written .*No space left"):
         ladder._write(tmp_path / "log", half)
