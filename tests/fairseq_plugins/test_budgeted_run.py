@@ -28,7 +28,7 @@ from fairseq_cli import train as fairseq_train
 
 import fairseq_plugins
 from fairseq_plugins import budgeted_run
-from train_large import budget, flops, runlog
+from train_large import budget, flops, runlog, step_times
 from train_large.sizes import Size
 
 USER_DIR = str(Path(fairseq_plugins.__file__).parent)
@@ -170,6 +170,20 @@ def test_the_calibrated_clock_counts_updates(text, tmp_path, clock):
     flags = ["--budget", "2h", "--budget-clock", "calibrated", "--seconds-per-update", "600"]
     lines = run(text, *MLM, *flags, save_dir=tmp_path)
     assert lines[-1]["updates"] == 12
+
+
+def test_the_calibrated_clock_reads_the_table_of_time_steps(text, tmp_path, clock):
+    row = dict.fromkeys(step_times.COLUMNS, 0)
+    row.update({"size": "1l_16h", "layers": 1, "hidden": 16, "ffn": 64, "heads": 2, "length": 16, "batch": 8})
+    row.update({"seconds_per_update": 4.0, "device": "cpu", "machine": "", "torch": "", "flags": ""})
+    table = tmp_path / "steps.csv"
+    table.write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
+    flags = ["--budget", "20s", "--budget-clock", "calibrated", "--seconds-per-update", table]
+    lines = run(text, *MLM, *flags, "--update-freq", "2", save_dir=tmp_path / "run")
+    assert lines[0]["seconds_per_update"] == 4
+    assert lines[-1]["updates"] == 5
+    with pytest.raises(SystemExit, match=r"steps\.csv"):  # no row for updates of 4 sequences
+        run(text, *MLM, *flags, save_dir=tmp_path / "other")
 
 
 def test_the_learning_rate_rises_and_falls_over_the_budget(text, tmp_path, clock):
