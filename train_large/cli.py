@@ -129,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("report", _report, "the tables, and the page with the figures, of a results.json")
     sub.add_argument("results", type=Path, metavar="RESULTS.json")
     sub.add_argument("--page", type=Path, help="HTML file to write")
+    sub.add_argument("--csv", type=Path, help="CSV file to write, a row for each size, sparsity and bit width")
     sub.add_argument("--memory-limit", help="the memory at inference, such as 2MB: says what to ship")
     return parser
 
@@ -222,6 +223,7 @@ def _quantize(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from train_large.report.page import write_page
     from train_large.report.results import load
+    from train_large.report.spreadsheet import write_csv
     from train_large.report.tables import print_report
     from train_large.report.units import parse_bytes
 
@@ -231,6 +233,9 @@ def _report(options: argparse.Namespace) -> None:
     if options.page:
         write_page(results, options.page, limit)
         print(f"wrote {options.page}")
+    if options.csv:
+        write_csv(results, options.csv)
+        print(f"wrote {options.csv}")
 
 
 def _fractions(text: str, flag: str) -> tuple[float, ...]:
