@@ -10,7 +10,7 @@ from pathlib import Path
 from train_large.report.results import Results, write_whole
 
 OF_THE_MODEL = (
-    *("layers", "hidden", "heads", "parameters", "parameters_without_embeddings", "learning_rate"),
+    *("layers", "hidden", "heads", "parameters_without_embeddings", "learning_rate"),
     *("updates", "train_seconds", "tokens", "flops", "perplexity"),
 )
 
@@ -20,11 +20,16 @@ def write_csv(results: Results, path: Path) -> None:
     machine = ", ".join(f"{name} {value}" for name, value in asdict(results.machine).items())
     study = {"budget_seconds": results.budget.seconds, "clock": results.budget.clock, "machine": machine}
     rows = [
-        {"model": model.name, **{name: getattr(model, name) for name in OF_THE_MODEL}, **asdict(entry), **study}
+        {
+            "model": model.name,
+            "pretrained_parameters": model.parameters,
+            **{name: getattr(model, name) for name in OF_THE_MODEL},
+            **asdict(entry),
+            **study,
+        }
         for model in results.models
         for entry in model.compressed
     ]
-    # `parameters` of a model and of an entry are the same number.
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, rows[0] if rows else ["model"], lineterminator="\n")
     writer.writeheader()
