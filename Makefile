@@ -49,7 +49,7 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## speed, measured on this machine into bench/*.csv
-	PYTHONPATH=. $(BIN)/python bench/pruning_step.py
+	PYTHONPATH=. $(BIN)/python bench/pruning_step.py 24
 
 clean:  ## remove the environment and what runs left
 	rm -rf $(VENV) runs build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -65,6 +65,7 @@ def main(out: Path, rounds: int) -> None:
     pairs = [(step(True), step(False)) for _ in range(rounds)]
     with_masks, without = (statistics.median(pair[i][0] for pair in pairs) for i in (0, 1))
     masks = statistics.median(pair[0][1] for pair in pairs)
+    ratios = sorted(pair[0][0] / pair[1][0] for pair in pairs)
     row = {
         "model": f"{LAYERS}l_{HIDDEN}h",
         "batch": f"{BATCH}x{LENGTH}",
@@ -74,6 +75,8 @@ def main(out: Path, rounds: int) -> None:
         "step_without_seconds": f"{without:.4f}",
         "masks_seconds": f"{masks:.5f}",
         "masks_share_of_step": f"{masks / without:.5f}",
+        "ratio_of_pairs_median": f"{statistics.median(ratios):.4f}",
+        "ratio_of_pairs_quartiles": "{0:.4f} to {2:.4f}".format(*statistics.quantiles(ratios)),
         "machine": describe(torch.get_num_threads()),
         "torch": torch.__version__,
     }
