@@ -12,6 +12,7 @@ Runs on Python 3.7 too: Tensor2Tensor's TF 1.15 environment imports it.
 """
 
 import math
+import os
 import re
 import time
 
@@ -131,8 +132,6 @@ def process_start_time():
             # bracket.
             ticks = float(stat.read().rpartition(")")[2].split()[19])
             since_boot = float(uptime.read().split()[0])
-        import os
-
         return time.time() - (since_boot - ticks / os.sysconf("SC_CLK_TCK"))
     except (OSError, ValueError, IndexError):
         return time.time()
