@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import pickle
 import re
 import warnings
@@ -21,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from train_large.compression.mapped import forget
 from train_large.errors import UserError
+from train_large.files import whole
 
 WANTED = "a checkpoint that fairseq-train saved, such as checkpoint_best.pt"
 ZIP_MAGIC = b"PK\x03\x04"  # torch.save since 1.6
@@ -33,6 +34,7 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 # dataclass). The tests compare these tables with fairseq.
 OUR_MODELS = "prenorm_roberta"
 STOCK_MODEL = "roberta_prenorm"
+BEYOND_STOCK = ("layer_heads", "layer_ffn")  # options of our models without which stock builds other shapes
 STOCK_CRITERIA = {
     "masked_lm": ("MaskedLmLoss", {"tpu"}),
     "sentence_prediction": (
@@ -144,6 +146,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise UserError(
                 f"{path}: {name} holds NaN or infinity, so training diverged: give a checkpoint saved before that."
             )
+        forget(tensor)
     return state
 
 
@@ -152,24 +155,8 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
 
     Raises UserError when it cannot be written (a full disk, no such folder); what was at `path` is then untouched.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a directory: give the name of the file to write.")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch's writer has a RuntimeError for a disk that fills up
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise UserError(
-            f"{path} could not be written ({reason}) and is as it was: free some space or give another place."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
+    with whole(path) as aside:
+        torch.save(state, aside)
 
 
 def stock_form(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,9 +166,11 @@ def stock_form(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     size becomes roberta_prenorm with that size spelled out; shared layers stay one layer under every layer's name, and
     stock loads them as an unshared model that computes the same. Budgeted criteria, pruning tasks and the budget's
     schedule become the stock ones that they extend. Tensors are those of `checkpoint`, not copies.
+    What stock cannot express (`flags_beyond_stock`) keeps the name prenorm_roberta; the rest is as stock's, so that
+    fairseq with --user-dir fairseq_plugins loads it.
     Raises UserError when the configuration is missing or holds what is not a plain value.
     """
-    cfg = _configuration(checkpoint)
+    cfg = configuration(checkpoint)
     model_state = checkpoint["model"]
     history = _last_update(checkpoint)
     task, criterion, schedule = (_section(cfg, name) for name in ("task", "criterion", "lr_scheduler"))
@@ -208,7 +197,8 @@ def stock_form(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
     model = _section(cfg, "model")
     if str(model.get("_name") or model.get("arch")).startswith(OUR_MODELS):
-        model.update(_name=STOCK_MODEL, arch=STOCK_MODEL, encoder_normalize_before=True)
+        name = OUR_MODELS if flags_beyond_stock(model) else STOCK_MODEL
+        model.update(_name=name, arch=name, encoder_normalize_before=True)
         # The weights say whether there is a norm on the embeddings; stock's roberta_prenorm has none by default.
         model["layernorm_embedding"] = any(".layernorm_embedding." in name for name in model_state)
     model.update({name: value for name, value in names.items() if name in model})  # arguments hold every choice again
@@ -228,6 +218,32 @@ def stock_form(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def configuration(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain configuration, from `cfg` or from an older release's `args`.
+
+    Raises UserError when there is none, or when it holds what is not a plain value.
+    """
+    for key, kinds in (
+        ("args", (argparse.Namespace, dict)),
+        ("cfg", (dict,)),
+    ):  # the order of load_model_ensemble_and_task
+        found = checkpoint.get(key)
+        if found is not None and not isinstance(found, kinds):
+            break
+        if found is not None:
+            return _from_arguments(plain(found)) if key == "args" else plain(found)
+    raise UserError("the checkpoint has no configuration (neither 'cfg' nor 'args'): give " + WANTED + ".")
+
+
+def flags_beyond_stock(model: Mapping[str, Any]) -> str:
+    """The flags of a model's configuration (`cfg.model`) that stock fairseq has not, as typed; "" when it has all.
+
+    They are the shapes of layers that structured pruning has left: "--layer-heads 4,3 --layer-ffn 200,190".
+    """
+    found = {name: model.get(name) for name in BEYOND_STOCK}
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in found.items() if value is not None)
+
+
 def plain(value: Any) -> Any:
     """`value` in dicts, lists, strings, numbers and None alone. Raises UserError for anything else."""
     if value is None or type(value) in (bool, int, float, str):
@@ -243,20 +259,6 @@ def plain(value: Any) -> Any:
     raise UserError(
         f"the checkpoint's configuration holds a {type(value).__name__}: remove it, stock fairseq cannot load it."
     )
-
-
-def _configuration(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain configuration, from `cfg` or from an older release's `args`."""
-    for key, kinds in (
-        ("args", (argparse.Namespace, dict)),
-        ("cfg", (dict,)),
-    ):  # the order of load_model_ensemble_and_task
-        found = checkpoint.get(key)
-        if found is not None and not isinstance(found, kinds):
-            break
-        if found is not None:
-            return _from_arguments(plain(found)) if key == "args" else plain(found)
-    raise UserError("the checkpoint has no configuration (neither 'cfg' nor 'args'): give " + WANTED + ".")
 
 
 def _from_arguments(args: dict[str, Any]) -> dict[str, Any]:

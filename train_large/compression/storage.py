@@ -24,6 +24,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from train_large.compression.mapped import forget
 from train_large.errors import UserError
 
 FULL_BITS = 32
@@ -92,6 +93,7 @@ def tied_to(state: Mapping[str, Tensor]) -> dict[str, str]:
             continue
         if tensor.numel() >= TIED_FROM:
             low, high = (bound.item() for bound in tensor.detach().aminmax())
+            forget(tensor)
             alike = by_content.setdefault((*kind, low, high), [])
             twin = next((other for other in alike if low < high and torch.equal(state[other], tensor)), name)
             first[name] = twin
@@ -150,6 +152,7 @@ def tensor_storage(name: str, tensor: Tensor, bits: int, granularity: str = "ten
     """The bytes of one tensor in its cheapest layout."""
     parameters = tensor.numel()
     nonzero = int(torch.count_nonzero(tensor))
+    forget(tensor)
     costs = {
         "mask": parameters + bits * nonzero,
         "positions": POSITION_BITS * (parameters - nonzero) + bits * nonzero,

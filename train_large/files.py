@@ -1,0 +1,35 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from train_large.errors import UserError
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give the name of a file to write beside `path`; when the block ends well, it is flushed and takes `path`'s place.
+
+    Raises UserError when it cannot be written (a full disk, no such folder); what was at `path` is then untouched.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a directory: give the name of the file to write.")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())  # or a crash soon after may leave the new name on an empty file
+        os.replace(aside, path)
+    except (OSError, RuntimeError) as error:  # torch's writer has a RuntimeError for a disk that fills up
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise UserError(
+            f"{path} could not be written ({reason}) and is as it was: free some space or give another place."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
