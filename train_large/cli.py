@@ -8,9 +8,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from train_large import __version__
 from train_large.errors import UserError
+
+if TYPE_CHECKING:
+    from train_large.compression.conversion import Method
 
 PAPER_BATCH = 8192
 ROBERTA_VOCABULARY = 50_265
@@ -123,8 +127,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("source", type=Path, metavar="IN")
     sub.add_argument("target", type=Path, metavar="OUT")
-    sub.add_argument("--bits", required=True, help="4, 6 or 8 (any from 2 to 8), or 32")
-    sub.add_argument("--granularity", default="tensor", help="one range per tensor, row or group:N")
+    _method_flags(sub)
+
+    sub = command("pack", _pack, "pack a fairseq checkpoint into a file as small as its information")
+    sub.add_argument("source", type=Path, metavar="IN")
+    sub.add_argument("target", type=Path, metavar="OUT.safetensors")
+    _method_flags(sub)
+    sub.add_argument("--data", type=Path, help="fairseq's data, for its dictionary; otherwise where it was trained")
+    sub.add_argument("--bpe", type=Path, help="folder of encoder.json and vocab.bpe; otherwise looked for by the data")
+
+    sub = command("unpack", _unpack, "make of a packed file the checkpoint that quantize gives")
+    sub.add_argument("source", type=Path, metavar="IN.safetensors")
+    sub.add_argument("target", type=Path, metavar="OUT")
+
+    sub = command("inspect", _inspect, "what a packed file holds: counts, bits, bytes, and how near to their entropy")
+    sub.add_argument("file", type=Path, metavar="FILE")
+    sub.add_argument("--against", type=Path, metavar="CHECKPOINT", help="what it was made of, for the weights' errors")
+    sub.add_argument("--csv", type=Path, help="CSV file to write, a row for each tensor")
 
     sub = command("report", _report, "the tables, and the page with the figures, of a results.json")
     sub.add_argument("results", type=Path, metavar="RESULTS.json")
@@ -132,6 +151,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--csv", type=Path, help="CSV file to write, a row for each size, sparsity and bit width")
     sub.add_argument("--memory-limit", help="the memory at inference, such as 2MB: says what to ship")
     return parser
+
+
+def _method_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--bits", help="4, 6 or 8 (any from 2 to 8), or 32")
+    sub.add_argument("--granularity", default="tensor", help="one range per tensor, row or group:N")
+    sub.add_argument(
+        "--range",
+        choices=("minmax", "mse"),
+        default="minmax",
+        help="from the smallest to the largest weight, or clipped",
+    )
+    sub.add_argument(
+        "--target-error", type=float, metavar="E", help="instead of --bits: |w - w'| / |w|, in the fewest bytes"
+    )
+    sub.add_argument("--target-bytes", metavar="SIZE", help="instead of --bits: the packed file's size, such as 2MB")
 
 
 def _sizes(options: argparse.Namespace) -> None:
@@ -210,14 +244,62 @@ def _time_steps(options: argparse.Namespace) -> None:
     )
 
 
-def _quantize(options: argparse.Namespace) -> None:
-    from train_large.compression.quantization import parse_bits, quantize_checkpoint
+def _method(options: argparse.Namespace) -> Method:
+    from train_large.compression.conversion import Method
+    from train_large.compression.quantization import parse_bits
+    from train_large.report.units import parse_bytes
 
-    summary = quantize_checkpoint(options.source, options.target, parse_bits(options.bits), options.granularity)
-    print(
-        f"{options.target}: {summary.parameters:,} parameters, {summary.nonzero:,} not zero, {summary.bytes:,} bytes "
-        f"to store at {options.bits} bits ({summary.bytes_paper:,} by the paper's accounting)"
+    return Method(
+        bits=parse_bits(options.bits) if options.bits is not None else None,
+        granularity=options.granularity,
+        clip=options.range == "mse",
+        target_error=options.target_error,
+        target_bytes=parse_bytes(options.target_bytes) if options.target_bytes else None,
     )
+
+
+def _quantize(options: argparse.Namespace) -> None:
+    from train_large.compression.conversion import quantize_checkpoint
+
+    summary = quantize_checkpoint(options.source, options.target, _method(options))
+    cost = f", {summary.bytes:,} bytes to store at {options.bits} bits" if options.bits else ""
+    paper = f" ({summary.bytes_paper:,} by the paper's accounting)" if options.bits else ""
+    print(f"{options.target}: {summary.parameters:,} parameters, {summary.nonzero:,} not zero{cost}{paper}")
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from train_large.compression.conversion import files_of, pack_checkpoint
+    from train_large.compression.inspection import inspect
+
+    files = files_of(options.source, options.data, options.bpe)
+    pack_checkpoint(options.source, options.target, _method(options), files)
+    found = inspect(options.target)
+    print(
+        f"{options.target}: {found.bytes_whole:,} bytes for {found.total.parameters:,} parameters, "
+        f"{found.total.nonzero:,} not zero; weights {found.total.bytes_file:,} (entropy "
+        f"{found.total.bytes_bound:,.0f}), {', '.join(['configuration', *files])} {found.bytes_beside:,}"
+    )
+    if "encoder.json" not in files:
+        print("without a dictionary and BPE it cannot predict from text: give --data and --bpe", file=sys.stderr)
+
+
+def _unpack(options: argparse.Namespace) -> None:
+    from train_large.compression.conversion import unpack_checkpoint
+
+    summary = unpack_checkpoint(options.source, options.target)
+    print(f"{options.target}: {summary.parameters:,} parameters, {summary.nonzero:,} not zero")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from train_large.compression.checkpoint import read_checkpoint
+    from train_large.compression.inspection import inspect, print_inspection, write_csv
+
+    original = read_checkpoint(options.against)["model"] if options.against else None
+    found = inspect(options.file, original)
+    print_inspection(found)
+    if options.csv:
+        write_csv(found, options.csv)
+        print(f"wrote {options.csv}")
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from formula import BITS, paper, same_bits
+from torch import Tensor
+
+from train_large.compression.checkpoint import read_checkpoint
+from train_large.compression.conversion import Method, files_of, pack_checkpoint, quantize_checkpoint, unpack_checkpoint
+from train_large.compression.inspection import inspect
+from train_large.compression.packed import read_packed
+from train_large.compression.quantization import dequantize, quantize_state, quantize_tensor
+from train_large.errors import UserError
+
+PLUGIN = Path(__file__).parents[3] / "fairseq_plugins"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A checkpoint in fairseq's form, with a tie, a pruned weight and an optimizer's state."""
+    embedding = torch.randn(30, 8)
+    embedding[5] = 0
+    state = {
+        "args": None,
+        "cfg": {
+            "model": Namespace(arch="roberta_base", _name="roberta_base", lr=[0.1]),
+            "task": {"_name": "masked_lm", "data": "somewhere"},
+            "criterion": {"_name": "masked_lm", "tpu": False},
+        },
+        "model": {
+            "encoder.version": torch.tensor([3.0]),
+            "embed_tokens.weight": embedding,
+            "fc.weight": torch.randn(8, 8),
+            "lm_head.weight": embedding,
+        },
+        "optimizer_history": [
+            {"criterion_name": "MaskedLmLoss", "num_updates": 3, "lr_scheduler_state": {"best": 1.5}}
+        ],
+        "extra_state": {"train_iterator": {"epoch": 2}, "metrics": []},
+        "last_optimizer_state": {"state": {0: {"exp_avg": torch.randn(1000)}}},
+    }
+    torch.save(state, tmp_path / "in.pt")
+    return tmp_path / "in.pt"
+
+
+def test_quantize_checkpoint_writes_the_grid_the_record_and_no_optimizer(checkpoint):
+    target = checkpoint.with_name("out.pt")
+    before = read_checkpoint(checkpoint)["model"]
+    summary = quantize_checkpoint(checkpoint, target, Method(4, "row"))
+    written = torch.load(target, weights_only=True)
+    for name in ("embed_tokens.weight", "fc.weight", "lm_head.weight"):
+        rows = np.stack([paper(row, 4) for row in before[name].numpy()])
+        assert same_bits(written["model"][name], rows), name
+    assert written["model"]["embed_tokens.weight"].data_ptr() == written["model"]["lm_head.weight"].data_ptr()
+    assert written["model"]["encoder.version"].tolist() == [3.0]
+    assert "last_optimizer_state" not in written
+    # 64 weights, and 30 x 8 of which 8 are zero: their mask is 240 bits, their positions 256
+    assert (summary.parameters, summary.nonzero) == (304, 296)
+    assert summary.bytes == (64 * 4 // 8 + 8 * 8) + ((240 + 232 * 4) // 8 + 30 * 8)
+    assert summary.bytes_paper == 296 * 4 // 8
+    [record] = written["compression"]
+    assert (record["bits"], record["granularity"], record["bytes"]) == (4, "row", summary.bytes)
+    assert sorted(os.listdir(target.parent)) == ["in.pt", "out.pt"]
+
+
+def test_the_output_may_replace_the_input(checkpoint):
+    other = checkpoint.with_name("other.pt")
+    quantize_checkpoint(checkpoint, other, Method(6))
+    quantize_checkpoint(checkpoint, checkpoint, Method(6))
+    here, there = read_checkpoint(checkpoint), read_checkpoint(other)
+    assert all(torch.equal(here["model"][name], there["model"][name]) for name in there["model"])
+    quantize_checkpoint(checkpoint, checkpoint, Method(4))
+    assert [record["bits"] for record in read_checkpoint(checkpoint)["compression"]] == [6, 4]
+
+
+@pytest.mark.parametrize(("bits", "granularity"), [(5.5, "tensor"), (9, "tensor"), (4, "column")])
+def test_bad_flags_write_nothing(checkpoint, bits, granularity):
+    with pytest.raises(UserError, match="--bits|--granularity"):
+        quantize_checkpoint(checkpoint, checkpoint.with_name("out.pt"), Method(bits, granularity))
+    assert os.listdir(checkpoint.parent) == ["in.pt"]
+
+
+def run_fairseq(module: str, folder: Path, arguments: str) -> str:
+    """The output of one of fairseq's programs, run in `folder`, where nothing of this checkout is found by chance."""
+    command = [sys.executable, "-m", f"fairseq_cli.{module}", *arguments.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+QUIET = "--cpu --no-progress-bar --log-format json --num-workers 0 --required-batch-size-multiple 1"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a text whose lines repeat one word, in `data`, and this project's model trained on it, in `run`."""
+    pytest.importorskip("fairseq")
+    folder = tmp_path_factory.mktemp("trained")
+    rng = random.Random(0)
+    for split, lines in (("train", 300), ("valid", 60)):
+        starts = [rng.randrange(40) for _ in range(lines)]
+        text = "".join(" ".join([f"w{start}"] * 12) + "\n" for start in starts)
+        (folder / f"{split}.txt").write_text(text)
+    texts = "--only-source --trainpref train.txt --validpref valid.txt"
+    run_fairseq("preprocess", folder, f"{texts} --destdir data --workers 1")
+    size = "--encoder-layers 2 --encoder-embed-dim 32 --encoder-ffn-embed-dim 64 --encoder-attention-heads 2"
+    model = f"--user-dir {PLUGIN} --arch prenorm_roberta --max-positions 40 {size}"
+    task = "--task masked_lm --tokens-per-sample 32 --save-dir run --disable-validation --no-epoch-checkpoints"
+    budget = "--criterion budgeted_masked_lm --budget 1h --lr-scheduler budget_linear --warmup-fraction 0"
+    steps = "--optimizer adam --lr 5e-3 --batch-size 16 --max-update 150"
+    run_fairseq("train", folder, f"data {task} {model} {budget} {steps} {QUIET}")
+    return folder
+
+
+def stock_loss(folder: Path, checkpoint: Path) -> float:
+    """What `fairseq-validate`, without any --user-dir, prints (bits per token, three decimals)."""
+    output = run_fairseq("validate", folder, f"data --task masked_lm --path {checkpoint} --batch-size 8 {QUIET}")
+    [line] = [line for line in output.splitlines() if "valid_loss" in line]
+    return float(json.loads(line[line.index("{") :])["valid_loss"])
+
+
+def loss_in_process(checkpoint: dict, model_state: dict[str, Tensor], data: Path) -> float:
+    """The same loss, of these weights in a stock model built here by hand from the checkpoint's own sizes."""
+    from fairseq.criterions.masked_lm import MaskedLmConfig, MaskedLmLoss
+    from fairseq.models.roberta.model import RobertaModel
+    from fairseq.tasks.masked_lm import MaskedLMConfig, MaskedLMTask
+
+    task = MaskedLMTask.setup_task(MaskedLMConfig(data=str(data), tokens_per_sample=32, seed=1))
+    model = RobertaModel.build_model(checkpoint["cfg"]["model"], task).eval()
+    model.load_state_dict(model_state)
+    criterion = MaskedLmLoss(MaskedLmConfig(tpu=False), task)
+    task.load_dataset("valid", epoch=1)
+    batches = task.get_batch_iterator(task.dataset("valid"), max_sentences=8).next_epoch_itr(shuffle=False)
+    with torch.no_grad():
+        outputs = [criterion(model, sample)[2] for sample in batches]
+    total = sum(float(output["loss"]) for output in outputs)
+    return total / sum(int(output["sample_size"]) for output in outputs) / math.log(2)
+
+
+@pytest.mark.slow
+def test_stock_fairseq_validates_what_the_converter_writes(trained):
+    source, data = trained / "run" / "checkpoint_last.pt", trained / "data"
+    checkpoint = read_checkpoint(source)
+    assert checkpoint["cfg"]["model"]._name.startswith("prenorm_roberta")
+    for name, tensor in checkpoint["model"].items():
+        for bits in BITS:
+            assert same_bits(dequantize(quantize_tensor(tensor, bits)), paper(tensor.numpy(), bits)), (name, bits)
+    losses = {}
+    for bits in (32, 3):
+        target = source.with_name(f"out{bits}.pt")
+        quantize_checkpoint(source, target, Method(bits))
+        losses[bits] = stock_loss(trained, target)
+        ours = loss_in_process(checkpoint, quantize_state(checkpoint["model"], bits), data)
+        assert losses[bits] == pytest.approx(ours, abs=6e-4)  # stock prints three decimals
+    assert losses[32] == pytest.approx(loss_in_process(checkpoint, dict(checkpoint["model"]), data), abs=6e-4)
+    assert losses[3] > losses[32] + 0.01
+
+
+METHODS = [
+    *(Method(bits) for bits in (*BITS, 32)),
+    Method(4, "row"),
+    Method(4, "group:5"),
+    Method(3, clip=True),
+    Method(target_error=0.1),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_unpack_gives_what_quantize_gives(checkpoint, method):
+    packed, unpacked, expected = (checkpoint.with_name(name) for name in ("p.safetensors", "u.pt", "q.pt"))
+    size = pack_checkpoint(checkpoint, packed, method)
+    unpack_checkpoint(packed, unpacked)
+    assert size == packed.stat().st_size
+    ours = torch.load(unpacked, weights_only=True)
+    quantize_checkpoint(checkpoint, expected, method)
+    theirs = torch.load(expected, weights_only=True)
+    assert list(ours["model"]) == list(theirs["model"])
+    for name, tensor in theirs["model"].items():
+        assert tensor.dtype == ours["model"][name].dtype
+        assert same_bits(ours["model"][name], tensor.numpy()), name
+    assert ours["model"]["embed_tokens.weight"].data_ptr() == ours["model"]["lm_head.weight"].data_ptr()
+    assert (ours["model"]["embed_tokens.weight"][5] == 0).all()
+    assert {**ours, "model": 0} == {**theirs, "model": 0}
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        ({}, "--bits"),
+        ({"bits": 4, "target_error": 0.1}, "one of"),
+        ({"target_error": 0.1, "granularity": "row"}, "belong to --bits"),
+        ({"target_bytes": 9, "clip": True}, "belong to --bits"),
+    ],
+)
+def test_methods_that_contradict_themselves(flags, match):
+    with pytest.raises(UserError, match=match):
+        Method(**flags)
+
+
+def test_a_file_of_a_target_size_is_as_good_as_it_can_be(checkpoint):
+    errors = {}
+    for target in (1050, 1250):
+        packed = checkpoint.with_name(f"{target}.safetensors")
+        assert 0.8 * target < pack_checkpoint(checkpoint, packed, Method(target_bytes=target)) <= target
+        errors[target] = inspect(packed, read_checkpoint(checkpoint)["model"]).total.relative_error
+    assert errors[1250] < errors[1050] < 0.5
+    with pytest.raises(UserError, match="--target-bytes"):
+        quantize_checkpoint(checkpoint, checkpoint.with_name("q.pt"), Method(target_bytes=1600))
+
+
+def test_a_target_that_cannot_be_met_writes_nothing(checkpoint):
+    with pytest.raises(UserError, match="in.pt"):
+        pack_checkpoint(checkpoint, checkpoint.with_name("p.safetensors"), Method(target_bytes=100))
+    assert os.listdir(checkpoint.parent) == ["in.pt"]
+
+
+def test_the_dictionary_and_the_bpe_go_with_it(checkpoint):
+    data = checkpoint.parent / "data"
+    for name, text in {
+        "input0/dict.txt": "5 1\n",
+        "label/dict.txt": "good 1\nbad 1\n",
+        "text/encoder.json": "{}",
+        "text/vocab.bpe": "#version: é\n",
+    }.items():
+        path = data / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    files = files_of(checkpoint, data, data / "text")
+    assert files == {
+        "dict.txt": "5 1\n",
+        "labels.txt": "good 1\nbad 1\n",
+        "encoder.json": "{}",
+        "vocab.bpe": "#version: é\n",
+    }
+    pack_checkpoint(checkpoint, checkpoint.with_name("p.safetensors"), Method(8), files)
+    assert read_packed(checkpoint.with_name("p.safetensors")).files == files
+    assert files_of(checkpoint) == {}  # the folder that it was trained on is gone
+    with pytest.raises(UserError, match="dict.txt"):
+        files_of(checkpoint, data / "text")
+    with pytest.raises(UserError, match=r"encoder\.json"):
+        files_of(checkpoint, data, data / "label")
+
+
+def test_inspection_counts_and_measures(checkpoint):
+    target = checkpoint.with_name("p.safetensors")
+    size = pack_checkpoint(checkpoint, target, Method(4))
+    before = read_checkpoint(checkpoint)["model"]
+    found = inspect(target, before)
+    assert [row.name for row in found.tensors] == ["encoder.version", "embed_tokens.weight", "fc.weight"]
+    assert found.bytes_whole == size == found.total.bytes_file + found.bytes_beside
+    fc = found.tensors[2]
+    error = (before["fc.weight"].double().numpy() - paper(before["fc.weight"].numpy(), 4)).ravel()
+    assert fc.error_mean == pytest.approx(error.mean(), abs=1e-9)
+    assert fc.error_variance == pytest.approx(error.var(), abs=1e-9)
+    assert fc.relative_error == pytest.approx(np.linalg.norm(error) / float(before["fc.weight"].norm()), rel=1e-5)
+    codes = quantize_tensor(before["fc.weight"], 4).indices.numpy().ravel()
+    shares = np.unique(codes, return_counts=True)[1] / codes.size
+    assert fc.bytes_bound == pytest.approx(codes.size * -(shares * np.log2(shares)).sum() / 8 + 8)
+    embedding = found.tensors[1]
+    assert (embedding.parameters, embedding.nonzero, embedding.bits, embedding.bytes_paper) == (240, 232, 4, 116)
+    assert found.total.parameters == 1 + 240 + 64
+    with pytest.raises(UserError, match=r"fc\.weight"):
+        inspect(target, {**before, "fc.weight": torch.zeros(3)})

@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import random
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from formula import same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train_large.compression import packed as module
+from train_large.compression.packed import CHUNK, PackedModel, read_index, read_packed, write_packed
+from train_large.compression.quantization import Quantized, dequantize, quantize_tensor
+from train_large.compression.rate import quantize_to_step
+from train_large.errors import UserError
+
+CHECKPOINT = {"cfg": {"model": {"encoder_layers": 2, "encoder_embed_dim": 16}}, "best": 0.25, "none": None, "list": [1]}
+FILES = {"dict.txt": "12 5\n7 3\n", "labels.txt": "é\nno\n"}
+
+
+def some_tensors() -> list[tuple[str, Quantized | torch.Tensor | str]]:
+    """One of everything: pruned, by rows, by groups, of more than 8 bits, plain with and without zeros, tied."""
+    torch.manual_seed(0)
+    w = torch.randn(40, 16)
+    pruned = w * (torch.rand(40, 16) < 0.4)
+    return [
+        ("dense", quantize_tensor(w, 4)),
+        ("pruned", quantize_tensor(pruned, 6)),
+        ("all zero", quantize_tensor(torch.zeros(33), 3)),
+        ("rows", quantize_tensor(pruned, 8, "row")),
+        ("groups", quantize_tensor(w, 2, "group:24")),
+        ("fine", quantize_to_step(w, 0.001)),
+        ("tied", "pruned"),
+        ("plain", w),
+        ("plain, pruned", pruned),
+        ("minus zero", torch.tensor([0.0, -0.0, 1.0] * 20)),
+        ("scalar", quantize_tensor(torch.tensor(0.5), 8)),
+        ("empty", quantize_tensor(torch.zeros(0, 3), 8)),
+        ("version", torch.tensor([3.0])),
+        ("count", torch.tensor(12345678901)),
+        ("flags", torch.tensor([[True, False, True]])),
+        ("half", torch.randn(5, 3).bfloat16()),
+    ]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("packed") / "model.safetensors"
+    size = write_packed(some_tensors(), CHECKPOINT, FILES, path)
+    assert size == path.stat().st_size == write_packed(some_tensors(), CHECKPOINT, FILES, None)
+    return path
+
+
+def same(one: object, other: object) -> bool:
+    if isinstance(one, Quantized) and isinstance(other, Quantized):
+        assert one.indices.dtype == other.indices.dtype
+        masks = (one.mask is None) == (other.mask is None) and (one.mask is None or torch.equal(one.mask, other.mask))
+        ranges = same_bits(one.minimum, other.minimum.numpy()) and same_bits(one.step, other.step.numpy())
+        rest = (one.granularity, one.bits) == (other.granularity, other.bits)
+        return masks and ranges and rest and torch.equal(one.indices, other.indices)
+    assert isinstance(one, torch.Tensor)
+    assert isinstance(other, torch.Tensor)
+    raw = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*raw)
+
+
+def test_everything_comes_back_bit_for_bit(good):
+    read = read_packed(good)
+    assert (read.checkpoint, read.files) == (CHECKPOINT, FILES)
+    written = dict(some_tensors())
+    assert list(read.tensors) == list(written)
+    assert read.tensors["tied"] is read.tensors["pruned"]
+    for name, tensor in written.items():
+        if not isinstance(tensor, str):
+            assert same(read.tensors[name], tensor), name
+    state = read.state()
+    assert state["tied"].data_ptr() == state["pruned"].data_ptr()
+    assert same_bits(state["rows"], dequantize(written["rows"]).numpy())
+
+
+def test_the_same_model_gives_the_same_file(good, tmp_path):
+    write_packed(some_tensors(), CHECKPOINT, FILES, tmp_path / "again")
+    assert good.read_bytes() == (tmp_path / "again").read_bytes()
+    assert os.listdir(tmp_path) == ["again"]
+
+
+def test_it_is_a_safetensors_file(good):
+    with safetensors.safe_open(good, "pt") as file:
+        assert set(file.keys()) == {"index", "weights"}
+        line = json.loads(file.metadata()["train-large"])
+    assert (line["format"], line["version"], line["size"]) == ("packed model", 1, "2l_16h")
+
+
+def test_a_tensor_of_several_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 100)
+    write_packed(some_tensors(), CHECKPOINT, FILES, tmp_path / "file")
+    assert {name: len(entry.blocks) for entry in read_index(tmp_path / "file")[0].tensors for name in [entry.name]}[
+        "pruned"
+    ] == 1 + 2 * 7
+    read = read_packed(tmp_path / "file")
+    for name, tensor in some_tensors():
+        assert isinstance(tensor, str) or same(read.tensors[name], tensor), name
+
+
+def test_the_example_of_the_format():
+    """The bytes that the diagram in the module's docstring shows."""
+    w = torch.tensor([0.50, -0.25, 0, 0.15, -0.05, 0.50])
+    q = quantize_tensor(w, 3)
+    assert q.indices.tolist() == [7, 0, 0, 4, 2, 7]
+    blocks = [block for future in module._encoded(q) for block in future.result()]
+    text = module.__doc__ or ""
+    for name, block in zip(("ranges", "mask", "codes"), blocks):
+        [(method, shown)] = re.findall(rf"^    {name} +(\w\w) \| ((?:[0-9a-f]+ )*[0-9a-f]+)", text, re.MULTILINE)
+        assert (method + shown).replace(" ", "") == block.hex(), name
+
+
+def rewritten(good: Path, path: Path, change, forged: bool = True) -> Path:
+    """The good file with its index changed by `change`, and the index's checksum right again; `forged`: the tensors'
+    too."""
+    data = good.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    body = data[8 + length :]
+    end = header["index"]["data_offsets"][1]
+    index = json.loads(lzma.decompress(body[:end]))
+    change(index, header)
+    weights = body[end:]
+    start = 0
+    for one in index["tensors"] if forged else []:
+        # As far as the lie lets it be told which bytes are meant.
+        if all(isinstance(length, int) for length in one.get("blocks", [])):
+            length = sum(one.get("blocks", []))
+            if "blocks" in one and one["crc32"] != 1 and "name" in one and "shape" in one:
+                one["crc32"] = module._crc32(one, [weights[start : start + length]])
+            start += length
+    frame = lzma.compress(json.dumps(index).encode(), lzma.FORMAT_XZ)
+    line = json.loads(header["__metadata__"]["train-large"])
+    line["index_crc32"] = zlib.crc32(frame)
+    header["__metadata__"]["train-large"] = json.dumps(line)
+    header["index"] = {"dtype": "U8", "shape": [len(frame)], "data_offsets": [0, len(frame)]}
+    ends = [len(frame), len(frame) + len(weights)]
+    header["weights"] = {"dtype": "U8", "shape": [len(weights)], "data_offsets": ends}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + frame + weights)
+    return path
+
+
+def entry(index, name):
+    return next(one for one in index["tensors"] if one["name"] == name)
+
+
+LIES = {
+    "a larger shape": ("pruned", {"shape": [4000, 16]}),
+    "a shape that no memory holds": ("pruned", {"shape": [1 << 40, 16]}),
+    "a smaller shape": ("dense", {"shape": [39, 16]}),
+    "a negative length": ("dense", {"shape": [-40, -16]}),
+    "a fraction": ("dense", {"shape": [40.0, 16]}),
+    "fewer bits": ("dense", {"bits": 3}),
+    "more bits": ("dense", {"bits": 5}),
+    "too many bits": ("dense", {"bits": 99}),
+    "bits in words": ("dense", {"bits": "4"}),
+    "no mask": ("pruned", {"mask": False}),
+    "a mask": ("dense", {"mask": True}),
+    "another granularity": ("rows", {"granularity": "group:5"}),
+    "no granularity": ("rows", {"granularity": "colour"}),
+    "other blocks": ("dense", {"blocks": [9, 10**6]}),
+    "a missing block": ("dense", {"blocks": [9]}),
+    "blocks that are no list": ("dense", {"blocks": {}}),
+    "another checksum": ("dense", {"crc32": 1}),
+    "another dtype": ("plain", {"dtype": "float16"}),
+    "an unknown dtype": ("plain", {"dtype": "complex64"}),
+    "a field of its own": ("plain", {"colour": 3}),
+    "tied to nothing": ("tied", {"same_as": "missing"}),
+    "tied to itself": ("tied", {"same_as": "tied"}),
+    "an empty name": ("dense", {"name": 3}),
+    "a name twice": ("dense", {"name": "plain"}),
+}
+
+
+@pytest.mark.parametrize("forged", [False, True], ids=["", "forged"])
+@pytest.mark.parametrize("lie", LIES)
+def test_an_index_that_lies(good, tmp_path, lie, forged):
+    name, change = LIES[lie]
+    if forged and lie == "more bits":
+        pytest.skip("codes of fewer bits are codes of more bits, too: the same weights")
+
+    def lying(index, header):
+        entry(index, name).update(change)
+
+    path = rewritten(good, tmp_path / "lie.safetensors", lying, forged)
+    with pytest.raises(UserError, match=r"lie\.safetensors") as error:
+        read_packed(path)
+    if "name" not in change and lie != "a negative length" and lie != "a fraction":
+        assert name in str(error.value)
+
+
+def test_the_good_file_written_again_is_read(good, tmp_path):
+    """So the lies above fail for what they say, not for how they were written."""
+    path = rewritten(good, tmp_path / "same.safetensors", lambda index, header: None)
+    assert list(read_packed(path).tensors) == list(read_packed(good).tensors)
+
+
+def test_a_newer_format_and_other_files(good, tmp_path):
+    def newer(index, header):
+        line = json.loads(header["__metadata__"]["train-large"])
+        header["__metadata__"]["train-large"] = json.dumps({**line, "version": 2})
+
+    with pytest.raises(UserError, match=r"newer.*format 2.*install"):
+        read_packed(rewritten(good, tmp_path / "newer", newer))
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "empty").write_bytes(b"")
+    safetensors.torch.save_file({"w": torch.zeros(3)}, tmp_path / "other.safetensors")
+    for name in ("text", "empty", "other.safetensors", "missing", "."):
+        with pytest.raises(UserError, match=re.escape(str(tmp_path / name))):
+            read_packed(tmp_path / name)
+
+
+def test_a_bomb_is_refused_before_it_goes_off(good, tmp_path):
+    """A small file whose index and frames would unfold to gigabytes; read in a process that is given one."""
+
+    def bomb(index, header):
+        index["checkpoint"]["bomb"] = "0" * (1 << 28)
+
+    path = rewritten(good, tmp_path / "bomb", bomb)
+    assert path.stat().st_size < 1 << 20
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from train_large.compression.packed import read_packed\n"
+        "from train_large.errors import UserError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: read_packed(Path(sys.argv[1]))\n"
+        "except UserError as error: print(error)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    said, grown = done.stdout.strip().splitlines()
+    assert "longer than it can be" in said
+    assert int(grown) < 200  # MB: 2,000 times what the file has for an index, and no more
+
+
+def test_2000_random_mutations_are_errors_or_change_nothing(good, tmp_path):
+    """Bits, bytes, cuts, and pieces moved: never a wrong tensor, and never another exception."""
+    data = good.read_bytes()
+    expected = read_packed(good)
+    rng = random.Random(0)
+    path = tmp_path / "mutated"
+    harmless = unnamed = 0
+    for _ in range(2000):
+        changed = bytearray(data)
+        kind, where = rng.randrange(5), rng.randrange(len(data))
+        if kind == 0:
+            changed[where] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            changed[where] = rng.randrange(256)
+        elif kind == 2:
+            del changed[where:]
+        elif kind == 3:
+            del changed[where : where + rng.randrange(1, 9)]
+        else:
+            changed[where : where + 4] = rng.randbytes(4)
+        path.write_bytes(changed)
+        try:
+            read = read_packed(path)
+        except UserError as error:
+            unnamed += str(path) not in str(error)
+            continue
+        harmless += 1  # the byte that was there, or white space for white space
+        assert read.files == expected.files
+        assert read.checkpoint == expected.checkpoint
+        assert all(same(tensor, expected.tensors[name]) for name, tensor in read.tensors.items())
+    assert harmless < 40
+    assert unnamed == 0
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_every_single_bit_is_covered(good, data):
+    content = bytearray(good.read_bytes())
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    path = good.with_name("flipped")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="flipped"):
+        read_packed(path)
+
+
+@pytest.mark.parametrize("part", ["weights", "index"])
+def test_damage_names_the_file_and_the_tensor(good, tmp_path, part):
+    data = bytearray(good.read_bytes())
+    index, weights = read_index(good)
+    start = len(data) - len(weights)
+    place = start + index.tensors[0].blocks[0] + 20 if part == "weights" else start - 50
+    data[place] ^= 1
+    (tmp_path / "damaged").write_bytes(data)
+    with pytest.raises(UserError, match=r"damaged: dense is damaged" if part == "weights" else r"index is damaged"):
+        read_packed(tmp_path / "damaged")
+
+
+def test_what_the_format_has_no_place_for(tmp_path):
+    with pytest.raises(UserError, match="odd is of complex64"):
+        write_packed([("odd", torch.zeros(3, dtype=torch.complex64))], {}, {}, tmp_path / "file")
+    with pytest.raises(UserError, match="keys that are not text"):
+        write_packed([], {"cfg": {1: 2}}, {}, tmp_path / "file")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_leaves_what_was_there(good):
+    with pytest.raises(UserError, match="could not be written"):
+        write_packed(some_tensors(), CHECKPOINT, FILES, Path("/dev/full/file"))
+    assert isinstance(read_packed(good), PackedModel)
+
+
+def test_the_length_of_a_chunk_is_part_of_the_format():
+    assert CHUNK == 1 << 22

@@ -1,0 +1,179 @@
+"""Small numbers to few bytes and back: bit strings, and zstandard's Huffman coder over bytes of several symbols.
+
+A block is one byte that names its method, then the method's bytes. For n symbols of `width` bits:
+
+    0           a bit string: symbol i has the bits i * width to i * width + width - 1, the lowest bit of a byte first
+    1, 2, 4, 8  a zstandard frame of bytes that hold so many symbols each, the first in the lowest bits, filled up by 0
+    255         the commonest symbol (one byte), the length of the next block (four bytes, lowest first), a block of
+                width 1 that has a 1 for every symbol that is not the commonest, and a block of those, not split again
+
+Huffman codes give every symbol a whole number of bits, which costs much where one symbol has more than half of the
+probability: there several symbols to a byte, or the split, take the loss away (docs/packed.md has the measurements).
+
+No block holds more than 512 symbols a byte (frames are padded with zeros), so a reader can tell from the length of a
+file how much memory it may ask for.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import Callable
+
+import numpy as np
+import zstandard
+
+RAW, SPLIT = 0, 255
+PER_BYTE = (1, 2, 4, 8)
+SYMBOLS_PER_BYTE = 512  # at most
+
+_SAMPLE = 1 << 16  # symbols to choose the method by
+_STRETCH = 1 << 12
+
+# All of zstandard but its Huffman coder is in the way: weights do not repeat. A hash table of 64 places and matches of
+# seven bytes leave next to none of the search for repetitions; strategy 1 ("fast") is the one that looks least.
+_PARAMETERS = zstandard.ZstdCompressionParameters(
+    strategy=1, min_match=7, hash_log=6, search_log=1, window_log=17, target_length=0, write_content_size=1
+)
+_local = threading.local()  # compressors are not for several threads
+
+
+def encode(symbols: np.ndarray, width: int, split: bool = True) -> bytes:
+    """A block for `symbols` (uint8, 1-D, each below 2^width, width 1 to 8), by the method that is shortest on a sample
+    of them.
+    """
+    sample = _sample(symbols)
+    methods: dict[int, Callable[[np.ndarray], bytes]] = {RAW: partial(pack_bits, width=width)}
+    if len(sample):
+        counts = np.bincount(sample, minlength=256)
+        widest = int(symbols.max())
+        fitting = [n for n in PER_BYTE if widest < 1 << 8 // n]
+        # As many to a byte as fit, or fewer where the coder then has less to learn.
+        methods.update({n: partial(_zstd, per_byte=n) for n in fitting[-2:]})
+        if split and width > 1 and 4 * counts.max() > len(sample):
+            common = int(counts.argmax())
+            methods[SPLIT] = partial(_split, width=width, common=common)
+    best = min(methods, key=lambda method: len(methods[method](sample)))
+    body = methods[best](symbols)
+    if best != RAW and len(body) > -(-len(symbols) * width // 8):
+        best, body = RAW, pack_bits(symbols, width)
+    return bytes([best]) + body
+
+
+def decode(block: memoryview | bytes, count: int, width: int) -> np.ndarray:
+    """The `count` symbols (uint8) of a block. Raises ValueError where it is not such a block."""
+    if not block or count > SYMBOLS_PER_BYTE * len(block):
+        raise ValueError(f"{len(block)} bytes cannot hold {count} symbols")
+    method, body = block[0], block[1:]
+    if method == RAW:
+        return unpack_bits(body, count, width)
+    if method == SPLIT:
+        return _unsplit(body, count, width)
+    if method not in PER_BYTE:
+        raise ValueError(f"{method} is no method of coding")
+    return _unzstd(body, count, width, method)
+
+
+def pack_bits(symbols: np.ndarray, width: int) -> bytes:
+    """A bit string of `width` bits for each symbol, the lowest bit first; the last byte is filled up by zeros."""
+    if width == 8:
+        return symbols.tobytes()
+    words = np.zeros(-(-len(symbols) // 8), dtype="<u8")  # eight symbols are `width` bytes
+    for i in range(8):
+        column = symbols[i::8].astype("<u8")
+        words[: len(column)] |= column << np.uint64(i * width)
+    return words.view(np.uint8).reshape(-1, 8)[:, :width].tobytes()[: -(-len(symbols) * width // 8)]
+
+
+def unpack_bits(data: memoryview | bytes, count: int, width: int) -> np.ndarray:
+    """The inverse of `pack_bits`. Raises ValueError where `data` is shorter or longer than `count` symbols are."""
+    if len(data) != -(-count * width // 8):
+        raise ValueError(f"a bit string of {count} symbols is not {len(data)} bytes long")
+    if width == 8:
+        return np.frombuffer(data, dtype=np.uint8)
+    groups = -(-count // 8)
+    words = np.zeros((groups, 8), dtype=np.uint8)
+    filled = np.zeros(groups * width, dtype=np.uint8)
+    filled[: len(data)] = np.frombuffer(data, dtype=np.uint8)
+    words[:, :width] = filled.reshape(groups, width)
+    word = words.view("<u8").reshape(-1)
+    symbols = np.empty((groups, 8), dtype=np.uint8)
+    for i in range(8):
+        symbols[:, i] = (word >> np.uint64(i * width)) & np.uint64((1 << width) - 1)
+    return symbols.reshape(-1)[:count]
+
+
+def _sample(symbols: np.ndarray) -> np.ndarray:
+    """Stretches from all over `symbols`, or all of them where they are few."""
+    if len(symbols) <= _SAMPLE:
+        return symbols
+    starts = np.linspace(0, len(symbols) - _STRETCH, _SAMPLE // _STRETCH).astype(int) // 8 * 8
+    return np.concatenate([symbols[start : start + _STRETCH] for start in starts])
+
+
+def _together(symbols: np.ndarray, per_byte: int) -> np.ndarray:
+    if per_byte == 1:
+        return symbols
+    width = 8 // per_byte
+    missing = -len(symbols) % per_byte
+    if missing:
+        symbols = np.concatenate([symbols, np.zeros(missing, dtype=np.uint8)])
+    if per_byte == 8:
+        return np.packbits(symbols, bitorder="little")
+    packed = symbols[::per_byte].copy()
+    for i in range(1, per_byte):
+        packed |= symbols[i::per_byte] << np.uint8(i * width)
+    return packed
+
+
+def _zstd(symbols: np.ndarray, per_byte: int) -> bytes:
+    if not hasattr(_local, "compressor"):
+        _local.compressor = zstandard.ZstdCompressor(compression_params=_PARAMETERS)
+    frame = _local.compressor.compress(_together(symbols, per_byte).data)
+    return frame.ljust(-(-len(symbols) // SYMBOLS_PER_BYTE), b"\0")
+
+
+def _unzstd(frame: memoryview | bytes, count: int, width: int, per_byte: int) -> np.ndarray:
+    size = -(-count // per_byte)
+    if not hasattr(_local, "decompressor"):
+        _local.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 17)
+    try:
+        if zstandard.frame_content_size(frame) != size:
+            raise ValueError(f"a frame does not hold the {size} bytes that it should")
+        packed = np.frombuffer(_local.decompressor.decompress(frame), dtype=np.uint8) if size else np.empty(0, np.uint8)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"a frame cannot be decompressed ({error})") from error
+    if len(packed) != size:
+        raise ValueError(f"a frame does not hold the {size} bytes that it should")
+    if per_byte == 1:
+        symbols = packed
+    elif per_byte == 8:
+        symbols = np.unpackbits(packed, bitorder="little")[:count]
+    else:
+        each = 8 // per_byte
+        grid = np.empty((size, per_byte), dtype=np.uint8)
+        for i in range(per_byte):
+            grid[:, i] = (packed >> np.uint8(i * each)) & np.uint8((1 << each) - 1)
+        symbols = grid.reshape(-1)[:count]
+    if width < 8 // per_byte and count and symbols.max() >= 1 << width:
+        raise ValueError(f"a symbol is wider than {width} bits")
+    return symbols
+
+
+def _split(symbols: np.ndarray, width: int, common: int) -> bytes:
+    others = symbols != common
+    where = encode(others.view(np.uint8), 1)
+    return bytes([common]) + len(where).to_bytes(4, "little") + where + encode(symbols[others], width, split=False)
+
+
+def _unsplit(body: memoryview | bytes, count: int, width: int) -> np.ndarray:
+    if len(body) < 5 or body[0] >= 1 << width or width == 1:
+        raise ValueError("a split is cut short or has no such symbol")
+    length = int.from_bytes(body[1:5], "little")
+    others = decode(body[5 : 5 + length], count, 1).astype(bool)
+    symbols = np.full(count, body[0], dtype=np.uint8)
+    rest = body[5 + length :]
+    if rest and rest[0] == SPLIT:
+        raise ValueError("a split lies within a split")
+    symbols[others] = decode(rest, int(np.count_nonzero(others)), width)
+    return symbols

@@ -1,0 +1,151 @@
+"""From checkpoint to checkpoint: quantized for stock fairseq, or packed into a file as small as its information."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from train_large.compression.checkpoint import configuration, read_checkpoint, stock_form, write_checkpoint
+from train_large.compression.packed import read_state, write_packed
+from train_large.compression.quantization import Quantizer, dequantized, quantized, uniform
+from train_large.compression.rate import quantizer_for
+from train_large.compression.storage import FULL_BITS, StorageSummary, block_size, check_bits, storage
+from train_large.errors import UserError
+
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to quantize: the paper's way at `bits` bits, or by rate and distortion to a target (rate.py).
+
+    Raises UserError for what does not go together.
+    """
+
+    bits: int | None = None
+    granularity: str = "tensor"
+    clip: bool = False
+    target_error: float | None = None
+    target_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        chosen = [self.bits is not None, self.target_error is not None, self.target_bytes is not None]
+        if sum(chosen) != 1:
+            raise UserError("give one of --bits, --target-error and --target-bytes.")
+        if self.bits is None and (self.granularity != "tensor" or self.clip):
+            raise UserError("--granularity and --range belong to --bits: a target chooses its own steps.")
+        if self.bits is not None:
+            check_bits(self.bits)
+            block_size((1,), self.granularity)
+
+    def quantizer(self, checkpoint: Mapping[str, Any], files: Mapping[str, str]) -> Quantizer:
+        """What makes codes of the weights of `checkpoint`; a target counts the bytes of everything that is packed."""
+        if self.bits is not None:
+            return uniform(self.bits, self.granularity, self.clip)
+        state: dict[str, Tensor] = checkpoint["model"]
+        if self.target_error is not None:
+            return quantizer_for(state, target_error=self.target_error)
+
+        def size(quantizer: Quantizer) -> int:
+            return write_packed(quantized(state, quantizer), self.described(checkpoint), files, None)
+
+        return quantizer_for(state, target_bytes=self.target_bytes, size=size)
+
+    def described(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """`stock_form` without the weights, with a record of this conversion at the end of its list `compression`."""
+        result = stock_form(checkpoint)
+        state = result.pop("model")
+        record: dict[str, Any] = {"version": RECORD_VERSION}
+        if self.bits is not None:
+            summary = storage(state, self.bits, self.granularity)
+            record |= {"method": "uniform", "bits": self.bits, "granularity": self.granularity}
+            if self.clip:
+                record["range"] = "mse"
+            record |= {"parameters": summary.parameters, "nonzero": summary.nonzero}
+            record |= {"bytes": summary.bytes, "bytes_paper": summary.bytes_paper}
+        else:
+            record |= {"method": "rate", "target_error": self.target_error, "target_bytes": self.target_bytes}
+        return {**result, "compression": [*result.get("compression", []), record]}
+
+
+def quantize_checkpoint(source: Path, target: Path, method: Method) -> StorageSummary:
+    """Write the checkpoint `source`, quantized, to `target` (it may be the same) in the form that stock fairseq loads.
+
+    The weights are written as the float32 values of their grid points: the model computes what it would at `bits`
+    bits, and the summary says what that takes, but the file itself is not that small: `pack_checkpoint` makes one that
+    is. The list `compression` in the file has a record of every conversion.
+
+    Raises UserError for a bad checkpoint, bits or granularity, and when `target` cannot be written.
+    """
+    if method.target_bytes is not None:
+        raise UserError("--target-bytes is about the packed file: pack to that size, then unpack.")
+    checkpoint = read_checkpoint(source)
+    try:
+        result = method.described(checkpoint)
+        state = dequantized(quantized(checkpoint["model"], method.quantizer(checkpoint, {})))
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    write_checkpoint({**result, "model": state}, target)
+    if method.bits is None:
+        return storage(state, FULL_BITS)
+    return storage(checkpoint["model"], method.bits, method.granularity)
+
+
+def pack_checkpoint(source: Path, target: Path, method: Method, files: Mapping[str, str] | None = None) -> int:
+    """Write the checkpoint `source` as a packed file with `files` in it (see `PackedModel`), and return its bytes.
+
+    Raises UserError as `quantize_checkpoint` does.
+    """
+    checkpoint = read_checkpoint(source)
+    files = files or {}
+    try:
+        described = method.described(checkpoint)
+        if described.get("criterion"):
+            raise UserError("its criterion has weights of its own, which a packed file has no place for.")
+        tensors = quantized(checkpoint["model"], method.quantizer(checkpoint, files))
+        return write_packed(tensors, described, files, target)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def unpack_checkpoint(source: Path, target: Path) -> StorageSummary:
+    """Write the packed file `source` as the checkpoint that `quantize_checkpoint` makes, bit for bit.
+
+    Raises UserError for a damaged file, and when `target` cannot be written.
+    """
+    state, checkpoint = read_state(source)
+    write_checkpoint({**checkpoint, "model": state}, target)
+    return storage(state, FULL_BITS)
+
+
+def files_of(source: Path, data: Path | None = None, bpe: Path | None = None) -> dict[str, str]:
+    """The dictionary, label names and BPE of a checkpoint: what `predict` and `export-hf` need beside the weights.
+
+    `data` is fairseq's data folder; without it, the one that the checkpoint was trained on, if it is still there.
+    `bpe` has encoder.json and vocab.bpe; without it, `bpe/` beside the data, or in `text/` beside it, if it is there.
+    Raises UserError for a folder that was named and lacks them.
+    """
+    given = data
+    if data is None:
+        section = configuration(read_checkpoint(source)).get("task") or {}
+        data = Path(str(section.get("data") or "").split(":")[0])
+    found: dict[str, str] = {}
+    for name, places in {"dict.txt": ["input0/dict.txt", "dict.txt"], "labels.txt": ["label/dict.txt"]}.items():
+        for place in places:
+            if (data / place).is_file() and name not in found:
+                found[name] = (data / place).read_text(encoding="utf-8")
+    if given is not None and "dict.txt" not in found:
+        raise UserError(f"{given} has neither input0/dict.txt nor dict.txt: give fairseq's data folder.")
+    folders = [bpe] if bpe else [data / "bpe", data.parent / "bpe", data.parent / "text" / "bpe"]
+    for folder in folders:
+        pair = {name: folder / name for name in ("encoder.json", "vocab.bpe")}
+        if all(path.is_file() for path in pair.values()) and "dict.txt" in found:
+            found.update({name: path.read_text(encoding="utf-8") for name, path in pair.items()})
+            break
+    if bpe is not None and "encoder.json" not in found:
+        raise UserError(f"{bpe} has not both of encoder.json and vocab.bpe: give the folder that prepare-text made.")
+    return found

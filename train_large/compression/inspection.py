@@ -1,0 +1,169 @@
+"""What is in a packed file: counts, bits and bytes of every tensor, and how near to its entropy each is."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train_large.compression.packed import read_index, read_packed
+from train_large.compression.quantization import Quantized, dequantize
+from train_large.compression.storage import FULL_BITS, RANGE_BYTES
+from train_large.errors import UserError
+from train_large.files import whole
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One tensor of a packed file, or the sum of all.
+
+    bits: of a code; 32 where weights are stored as they are; None in a sum over different ones.
+    bytes_paper: nonzero parameters times bits / 8 (section 4.1). bytes_file: what it takes in the file.
+    bytes_bound: the entropy of its codes, and of where the zeros are, each by itself, and its ranges as they are; for
+    plain float32 values, the entropy of each of their four bytes.
+    error_mean, error_variance: of the original weight minus the packed one (section 5.3); relative_error: the norm of
+    that difference over the norm of the weights. None without an original.
+    """
+
+    name: str
+    parameters: int
+    nonzero: int
+    bits: int | None
+    bytes_paper: int
+    bytes_file: int
+    bytes_bound: float
+    error_mean: float | None = None
+    error_variance: float | None = None
+    relative_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """tensors, each once (a tied one under its first name); their total; and the bytes that are not weights."""
+
+    tensors: tuple[Inspected, ...]
+    total: Inspected
+    bytes_beside: int
+    bytes_whole: int
+
+
+def inspect(path: Path, original: Mapping[str, Tensor] | None = None) -> Inspection:
+    """Look into the packed file at `path`; `original` is the state dict that it was made of, for the errors.
+
+    Raises UserError where the file is damaged, and where `original` has other tensors than the file.
+    """
+    index, _ = read_index(path)
+    packed = read_packed(path)
+    rows, sums = [], np.zeros(4)  # of the difference, of its square, of the weights' squares, and how many
+    for entry in index.tensors:
+        tensor = packed.tensors[entry.name]
+        if entry.same_as is not None:
+            continue
+        row = Inspected(
+            name=entry.name,
+            parameters=entry.count,
+            nonzero=_nonzero(tensor),
+            bits=entry.bits or 8 * _item_size(tensor),
+            bytes_paper=-(-_nonzero(tensor) * (entry.bits or 8 * _item_size(tensor)) // 8),
+            bytes_file=sum(entry.blocks),
+            bytes_bound=entropy_bound(tensor),
+        )
+        if original is not None:
+            errors = _errors(entry.name, tensor, original, path)
+            sums += errors
+            row = _with_errors(row, errors)
+        rows.append(row)
+    bits = {row.bits for row in rows}
+    total = Inspected(
+        name="total",
+        parameters=sum(row.parameters for row in rows),
+        nonzero=sum(row.nonzero for row in rows),
+        bits=bits.pop() if len(bits) == 1 else None,
+        bytes_paper=sum(row.bytes_paper for row in rows),
+        bytes_file=sum(row.bytes_file for row in rows),
+        bytes_bound=sum(row.bytes_bound for row in rows),
+    )
+    if original is not None:
+        total = _with_errors(total, sums)
+    return Inspection(tuple(rows), total, index.bytes_beside, Path(path).stat().st_size)
+
+
+def print_inspection(found: Inspection) -> None:
+    """The table, as plain text: wide enough for a terminal of 120 columns."""
+    rows = [*found.tensors, found.total]
+    names = [row.name.replace("encoder.sentence_encoder.", "") for row in rows]
+    width = max(map(len, names))
+    errors = found.total.relative_error is not None
+    heads = ["parameters", "not zero", "bits", "paper B", "file B", "entropy B"]
+    heads += ["error mean", "variance", "relative"] if errors else []
+    print(f"{'tensor':<{width}}" + "".join(f"{head:>12}" for head in heads))
+    for name, row in zip(names, rows):
+        cells = [f"{row.parameters:,}", f"{row.nonzero:,}", str(row.bits or "mixed")]
+        cells += [f"{row.bytes_paper:,}", f"{row.bytes_file:,}", f"{row.bytes_bound:,.0f}"]
+        if errors:
+            cells += [f"{value:.3g}" for value in (row.error_mean, row.error_variance, row.relative_error)]
+        print(f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
+    ratio = found.total.bytes_file / found.total.bytes_bound if found.total.bytes_bound else 1.0
+    print(f"\nweights {ratio:.3f} times their entropy; {found.bytes_beside:,} bytes of configuration, dictionary and BPE;")
+    print(f"the file {found.bytes_whole:,} bytes")
+
+
+def write_csv(found: Inspection, path: Path) -> None:
+    """Every tensor's figures, and their total, as CSV. Raises UserError where it cannot be written."""
+    with whole(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Inspected)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in [*found.tensors, found.total])
+
+
+def entropy_bound(tensor: Quantized | Tensor) -> float:
+    """The fewest bytes that a coder could take which codes every symbol of a tensor by itself, with its ranges.
+
+    The symbols are the codes and, where zeros are kept, one more for zero. For plain values they are their bytes, the
+    four of a float32 apart.
+    """
+    if isinstance(tensor, Quantized):
+        codes = tensor.indices if tensor.mask is None else tensor.indices[tensor.mask]
+        zeros = tensor.indices.numel() - codes.numel()
+        counts = [*torch.bincount(codes.reshape(-1).int()).tolist(), zeros]
+        return entropy(np.array(counts)) / 8 + RANGE_BYTES * tensor.step.numel()
+    planes = tensor.contiguous().reshape(-1).view(torch.uint8).reshape(tensor.numel(), -1).T.numpy()
+    return sum(entropy(np.bincount(plane, minlength=256)) for plane in planes) / 8
+
+
+def entropy(counts: np.ndarray) -> float:
+    """The bits that symbols take which come `counts` times each: their number times their empirical entropy."""
+    counts = counts[counts > 0]
+    return float(np.sum(counts * (np.log2(counts.sum()) - np.log2(counts))))
+
+
+def _nonzero(tensor: Quantized | Tensor) -> int:
+    if isinstance(tensor, Quantized):
+        return int(torch.count_nonzero(dequantize(tensor)))
+    return int(torch.count_nonzero(tensor))
+
+
+def _item_size(tensor: Quantized | Tensor) -> int:
+    return FULL_BITS // 8 if isinstance(tensor, Quantized) else tensor.dtype.itemsize
+
+
+def _errors(name: str, tensor: Quantized | Tensor, original: Mapping[str, Tensor], path: Path) -> np.ndarray:
+    w = dequantize(tensor) if isinstance(tensor, Quantized) else tensor
+    if name not in original or original[name].shape != w.shape:
+        raise UserError(f"{path}: the original has no {name} of the shape {tuple(w.shape)}: give what it was made of.")
+    difference = original[name].double() - w.double()
+    squares = original[name].double().square().sum()
+    return np.array([difference.sum(), difference.square().sum(), squares, w.numel()])
+
+
+def _with_errors(row: Inspected, sums: np.ndarray) -> Inspected:
+    total, squares, weights, count = sums
+    mean = total / count if count else 0.0
+    variance = squares / count - mean**2 if count else 0.0
+    relative = float(np.sqrt(squares / weights)) if weights else 0.0
+    return replace(row, error_mean=mean, error_variance=variance, relative_error=relative)
