@@ -55,11 +55,24 @@ def test_from_the_text_to_the_page(own, tmp_path):
         whole, pruned = model.at(0.0, 32), model.at(0.9, 32)
         assert pruned.nonzero < 0.3 * whole.nonzero
         assert model.finetuned.accuracy == whole.accuracy
+        measured = tmp_path / "out" / model.name / "measure"
+        assert sorted(path.name for path in measured.glob("*.safetensors")) == [
+            f"packed_{b}.safetensors" for b in (32, 4, 6, 8)
+        ]
+        for bits in recipe.bits:
+            assert model.at(0.0, bits).file_bytes == (measured / f"packed_{bits}.safetensors").stat().st_size
+        assert pruned.file_bytes < whole.file_bytes
+        assert {(error.sparsity, error.bits) for error in model.weight_errors} == {(0, 8), (0, 6), (0, 4), (0.6, 32)}
+        at_bits = [model.weight_errors_at(0.0, bits)["fc1"].mean_absolute for bits in (8, 6, 4)]
+        assert 0 < at_bits[0] < at_bits[1] < at_bits[2]
+        assert model.weight_errors_at(0.0, 4)["all"].parameters == whole.parameters
     page = (tmp_path / "out" / "report.html").read_text()
     assert "1l_16h" in page
     assert page.count("<svg") >= 4
     assert "20 kB" in page
     assert "section 4.3" in output
+    assert "bytes of the file" in page
+    assert "Weight error, quantized to 4 bits" in output
     # Again: everything is there, and the figures stay.
     study(*flags)
     assert load(tmp_path / "out" / "results.json").models == results.models

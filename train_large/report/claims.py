@@ -40,7 +40,7 @@ def updates_to_reach(curve: Sequence[CurvePoint], perplexity: float) -> float | 
 
 
 def judge_claims(results: Results) -> tuple[Claim, ...]:
-    """Every claim of sections 3 to 4.3 that one such experiment can test, with the figures measured and a verdict."""
+    """Every claim of sections 3 to 5.3 that one such experiment can test, with the figures measured and a verdict."""
     return (
         _fewer_updates(results),
         _larger_is_best(results),
@@ -50,6 +50,7 @@ def judge_claims(results: Results) -> tuple[Claim, ...]:
         _robust(results, "4.3", "Larger models lose less accuracy at 90% sparsity.", "90% pruned", 0.9, 32),
         _larger_compressed(results),
         _pruned_and_quantized(results),
+        _smaller_error(results),
     )
 
 
@@ -174,7 +175,7 @@ def _slope(places: Sequence[float], values: Sequence[tuple[float, float]]) -> tu
 def _larger_compressed(results: Results) -> Claim:
     text = "For most memory limits the best is a larger model compressed, not a smaller one left whole."
     section = "4.1-4.3"
-    wins, loses, least, most = _shares_of_limits(results, lambda entry: entry.bytes)
+    wins, loses, least, most = _shares_of_limits(results, lambda entry: entry.stored_bytes)
     if not _pairs([model for model in results.by_size if model.at(0.0, 32)]):
         return Claim(text, section, None, "There are no two sizes measured whole, so no limits to compare at.")
     if least == most:
@@ -225,7 +226,7 @@ def _pruned_and_quantized(results: Results) -> Claim:
     total: dict[bool, int] = {True: 0, False: 0}
     examples = []
     for model, entry in entries:
-        best = max(e.accuracy for _, e in measurements(results.models) if e.bytes <= entry.bytes)
+        best = max(e.accuracy for _, e in measurements(results.models) if e.stored_bytes <= entry.stored_bytes)
         recipe = 0.295 <= entry.sparsity <= 0.455 and entry.bits in (6, 8)
         total[recipe] += 1
         if best - entry.accuracy <= standard_error(best, results.task.valid) and above_chance(entry.accuracy, results):
@@ -244,3 +245,39 @@ def _pruned_and_quantized(results: Results) -> Claim:
         f"other compressed entries.{named}"
     )
     return Claim(text, "4.3", shows, measured)
+
+
+# The kinds of matrices that every Transformer layer has, by the names of train_large/compression/weight_error.py.
+LAYER_KINDS = ("attention q, k, v", "attention out", "fc1", "fc2")
+
+
+def _smaller_error(results: Results) -> Claim:
+    """Figure 9: raw errors, as the paper shows, and errors in standard deviations of the weights.
+
+    Weights are compared, not accuracies, so there is no error of sampling; but a figure is of one training run each."""
+    text = "Larger models' weights are easier to approximate: their error is smaller at 4 bits and at 60% sparsity."
+    section = "5.3"
+    falls: list[bool | None] = []
+    parts = []
+    for how, sparsity, bits in (("At 4 bits", 0.0, 4), ("At 60% sparsity", 0.6, 32)):
+        errors = {}
+        for model in results.by_size:
+            at = model.weight_errors_at(sparsity, bits)
+            if all(kind in at for kind in LAYER_KINDS):
+                errors[model.name] = [at[kind] for kind in LAYER_KINDS]
+        models = [model for model in results.by_size if model.name in errors]
+        pairs = [(a.name, b.name) for a, b in _pairs(models)]
+        if not pairs:
+            return Claim(text, section, None, "There are no two sizes whose weight errors were measured, to compare.")
+        raw = {name: sum(e.mean_absolute for e in of_kind) / len(of_kind) for name, of_kind in errors.items()}
+        scaled = {name: sum(e.normalized or 0.0 for e in of_kind) / len(of_kind) for name, of_kind in errors.items()}
+        for what, series in ((f"{how}, mean |w − w′|", raw), ("In standard deviations of the weights", scaled)):
+            count = sum(series[large] < series[small] for small, large in pairs)
+            falls.append(True if count == len(pairs) else False if 2 * count <= len(pairs) else None)
+            values = _listed([f"{name} {value:.3g}" for name, value in series.items()])
+            parts.append(f"{what}: {values}; the larger has the smaller in {count} of {len(pairs)} pairs.")
+    # The paper's figure is the raw error; but where weights are only smaller, and not nearer to their grid for their
+    # size, it cannot be told that they are easier to approximate.
+    shows = False if falls[0] is False or falls[2] is False else True if all(falls) else None
+    measured = f"Averaged over the attention and feed-forward matrices of the layers. {' '.join(parts)}"
+    return Claim(text, section, shows, measured)

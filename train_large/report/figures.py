@@ -20,6 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from train_large.report.claims import standard_error
 from train_large.report.pareto import frontier_of, measurements
 from train_large.report.results import Compressed, CurvePoint, Model, Results
+from train_large.report.tables import ErrorTable, error_tables
 from train_large.report.units import (
     flops_unit,
     format_bytes,
@@ -44,7 +45,7 @@ class Drawing:
     """A figure for the page: its heading, the lines below it, what it shows in words for those who cannot see it, and
     the SVG element."""
 
-    group: Literal["training", "trade-off", "methods", "sizes"]
+    group: Literal["training", "trade-off", "methods", "sizes", "weights"]
     name: str
     title: str
     caption: str
@@ -75,6 +76,7 @@ def draw(results: Results) -> list[Drawing]:
         if measurements(results.models):
             drawings += [_trade_off(results), _quantization_only(results), _pruning_only(results)]
             drawings += [_one_size(results, model) for model in results.by_size if model.compressed]
+        drawings += _weight_errors(results)
     return drawings
 
 
@@ -127,13 +129,13 @@ def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
 
 def _trade_off(results: Results) -> Drawing:
     figure, axis = _panel(4.6, 3.9)
-    _accuracy_axes(axis, results, "bytes to store", most=7)
+    _accuracy_axes(axis, results, _bytes_label(results), most=7)
     for i, model in enumerate(results.by_size):
         style = _style(i)
         for quantized in (False, True):
             entries = [e for e in model.compressed if (e.bits < 32) == quantized]
             axis.plot(
-                [e.bytes for e in entries],
+                [e.stored_bytes for e in entries],
                 [e.accuracy for e in entries],
                 linestyle="none",
                 marker=style["marker"],
@@ -171,9 +173,9 @@ def _quantization_only(results: Results) -> Drawing:
         "quantization",
         "Quantization only",
         caption,
-        "bytes to store",
+        _bytes_label(results),
         format_bytes,
-        lambda entry: entry.bytes if entry.sparsity == 0 else None,
+        lambda entry: entry.stored_bytes if entry.sparsity == 0 else None,
         lambda entry: f"{entry.bits}",
     )
 
@@ -223,14 +225,16 @@ def _one_size(results: Results, model: Model) -> Drawing:
     place = results.by_size.index(model)
     name = f"size-{place}"
     figure, axis = _panel()
-    _accuracy_axes(axis, results, "bytes to store")
+    _accuracy_axes(axis, results, _bytes_label(results))
     _draw_frontier(axis, results, faint=True)
     colour = _style(place)["color"]
     for i, bits in enumerate(sorted({entry.bits for entry in model.compressed}, reverse=True)):
-        entries = sorted((e for e in model.compressed if e.bits == bits), key=lambda e: e.bytes)
+        entries = sorted((e for e in model.compressed if e.bits == bits), key=lambda e: e.stored_bytes)
         style = {**_style(i), "color": colour, "markersize": 4.5}
-        axis.plot([e.bytes for e in entries], [e.accuracy for e in entries], **style, label=f"{bits} bits", zorder=3)
-    costs = [entry.bytes for entry in model.compressed]
+        axis.plot(
+            [e.stored_bytes for e in entries], [e.accuracy for e in entries], **style, label=f"{bits} bits", zorder=3
+        )
+    costs = [entry.stored_bytes for entry in model.compressed]
     room = (max(costs) / min(costs)) ** 0.06 if max(costs) > min(costs) else 2
     axis.set_xlim(min(costs) / room, max(costs) * room)
     # All such panels have one axis of accuracy, so they compare at a glance.
@@ -238,7 +242,7 @@ def _one_size(results: Results, model: Model) -> Drawing:
     bottom, top = min(accuracies), max(accuracies)
     axis.set_ylim(bottom - 0.06 * (top - bottom or 0.1), top + 0.06 * (top - bottom or 0.1))
     _legend(figure, axis)
-    best = max(model.compressed, key=lambda e: (e.accuracy, -e.bytes))
+    best = max(model.compressed, key=lambda e: (e.accuracy, -e.stored_bytes))
     caption = "Along each line, more is pruned to the left. Grey steps: the Pareto frontier of all sizes."
     words = (
         f"Accuracy of {model.name} against bytes to store, a line for each bit width. Most accurate: "
@@ -267,12 +271,16 @@ def _accuracy_axes(
     _log_axis(axis.xaxis, lambda cost: without_zeros(units(cost)), most)
 
 
+def _bytes_label(results: Results) -> str:
+    return "bytes of the file" if results.has_files else "bytes to store"
+
+
 def _draw_frontier(axis: Any, results: Results, faint: bool = False) -> list[tuple[float, float]]:
-    points = [(float(entry.bytes), entry.accuracy) for _, entry in frontier_of(results)]
+    points = [(float(entry.stored_bytes), entry.accuracy) for _, entry in frontier_of(results)]
     # To the right of each point nothing better fits until the next: steps, not slopes.
     if not points:
         return points
-    right = max(entry.bytes for _, entry in measurements(results.models))
+    right = max(entry.stored_bytes for _, entry in measurements(results.models))
     costs = [x for x, _ in points] + [right]
     values = [y for _, y in points] + [points[-1][1]]
     style = {"color": _SOFT, "linewidth": 0.9} if faint else {"color": _INK, "linewidth": 1.1}
@@ -282,6 +290,48 @@ def _draw_frontier(axis: Any, results: Results, faint: bool = False) -> list[tup
         error = standard_error(best, results.task.valid)
         axis.axhspan(best - error, best, color=_GRID, alpha=0.5, linewidth=0, zorder=0)
     return points
+
+
+# ------------------------------------------------------------------------------------------------ weights
+
+
+def _weight_errors(results: Results) -> list[Drawing]:
+    """The paper's figure 9, quantization left and pruning right; below, in standard deviations of the weights."""
+    drawings = []
+    for scaled in (False, True):
+        for errors in error_tables(results):
+            kinds = [(kind, values[2 if scaled else 0]) for kind, values in errors.rows if kind != "all"]
+            if any(any(values) for _, values in kinds):
+                drawings.append(_weight_error(results, errors, kinds, scaled))
+    return drawings
+
+
+def _weight_error(
+    results: Results, errors: ErrorTable, kinds: Sequence[tuple[str, tuple[float | None, ...]]], scaled: bool
+) -> Drawing:
+    """A row for each kind of module, a point for each size that has an error."""
+    name = f"weights-{errors.name}{'-scaled' if scaled else ''}"
+    label = "mean |w − w′| ÷ deviation of w" if scaled else "mean |w − w′|"
+    figure, axis = _panel(3.9, 1.35 + 0.24 * len(kinds))
+    for i, model in enumerate(errors.models):
+        place = results.by_size.index(model)
+        points = [(values[i], row) for row, (_, values) in enumerate(kinds) if values[i]]
+        # Sizes side by side within the row, so that none hides another.
+        shift = 0.5 * ((i + 0.5) / len(errors.models) - 0.5)
+        style = {**_style(place), "linestyle": "none", "markersize": 4.5}
+        axis.plot([x for x, _ in points], [y + shift for _, y in points], **style, label=model.name, clip_on=False)
+    axis.set_yticks(range(len(kinds)), [kind for kind, _ in kinds])
+    axis.set_ylim(len(kinds) - 0.45, -0.55)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="y", visible=False)
+    for row in range(1, len(kinds)):
+        axis.axhline(row - 0.5, color=_GRID, linewidth=0.7, zorder=0)
+    _log_axis(axis.xaxis, lambda error: f"{error:g}", most=5)
+    axis.set_xlabel(label)
+    _legend(figure, axis)
+    title = errors.how[0].upper() + errors.how[1:] + (", in standard deviations" if scaled else "")
+    words = f"{label} by kind of module, on a logarithmic axis, a point for each size. The table below has the numbers."
+    return Drawing("weights", name, title, "", words, _svg(figure, name, len(results.models)))
 
 
 # ------------------------------------------------------------------------------------------------ drawing

@@ -12,7 +12,7 @@ from train_large.report import figures, units
 from train_large.report.claims import above_chance, standard_error
 from train_large.report.pareto import frontier_of
 from train_large.report.results import Results, load, write_whole
-from train_large.report.tables import VERDICTS, claims_of, memory_limits, ship_parts
+from train_large.report.tables import STATISTICS, VERDICTS, claims_of, error_tables, memory_limits, ship_parts
 
 
 def write_report(results_json: Path, page: Path, memory_limit: int | None = None) -> None:
@@ -37,6 +37,7 @@ def render(results: Results, memory_limit: int | None = None) -> str:
     for form in (
         units.format_bytes,
         units.format_count,
+        units.format_error,
         units.format_flops,
         units.format_percent,
         units.format_perplexity,
@@ -56,9 +57,12 @@ def render(results: Results, memory_limit: int | None = None) -> str:
         best_perplexity=min(model.perplexity for model in results.models),
         standard_error=max(standard_error(model.finetuned.accuracy, results.task.valid) for model in results.models),
         above_chance=above_chance,
+        weight_errors=error_tables(results),
+        statistics=[heading for heading, _ in STATISTICS],
     )
 
 
 def together(text: str) -> Markup:
-    """Escaped, with numbers kept on one line with their units."""
+    """Escaped, with numbers kept on one line with their units, and differences with both their terms."""
+    text = text.replace(" − ", "\u00a0−\u00a0")
     return Markup(re.sub(r"(?<=\d) (?=[kMGT]?B\b|bits\b|points\b|s\b|min\b)", "\u00a0", str(escape(text))))

@@ -30,10 +30,10 @@ def frontier_of(results: Results) -> list[tuple[Model, Compressed]]:
 
     Always guessing the commoner class costs nothing to store: what is no more accurate than that is not on it."""
     entries = [pair for pair in measurements(results.models) if pair[1].accuracy > results.task.majority]
-    return [entries[i] for i in pareto_frontier([(entry.bytes, entry.accuracy) for _, entry in entries])]
+    return [entries[i] for i in pareto_frontier([(entry.stored_bytes, entry.accuracy) for _, entry in entries])]
 
 
 def best_within(models: Iterable[Model], limit: int) -> tuple[Model, Compressed] | None:
     """The most accurate entry of at most `limit` bytes, the smallest of those that tie; None if nothing fits."""
-    fitting = [(model, entry) for model, entry in measurements(models) if entry.bytes <= limit]
-    return max(fitting, key=lambda pair: (pair[1].accuracy, -pair[1].bytes), default=None)
+    fitting = [(model, entry) for model, entry in measurements(models) if entry.stored_bytes <= limit]
+    return max(fitting, key=lambda pair: (pair[1].accuracy, -pair[1].stored_bytes), default=None)

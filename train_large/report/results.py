@@ -20,6 +20,7 @@ from train_large import runlog
 from train_large.errors import UserError
 
 # Numbers and the bounds they lie in.
+Number = Annotated[float, (-math.inf, math.inf)]
 Count = Annotated[int, (1, math.inf)]
 Natural = Annotated[int, (0, math.inf)]
 Amount = Annotated[float, (0, math.inf)]
@@ -86,7 +87,8 @@ class Compressed:
     """One model, pruned to `sparsity` and stored at `bits` a weight.
 
     `bytes` is what it costs to store: `bits` for each parameter kept, and the masks. `bytes_paper` is the paper's
-    accounting (section 4.1): nonzero * bits / 8."""
+    accounting (section 4.1): nonzero * bits / 8. `file_bytes` is the size of the file that holds the model at these
+    bits, with its dictionary, BPE, labels and configuration inside; None where none was written."""
 
     sparsity: Share
     bits: Literal[32, 8, 6, 4]
@@ -97,10 +99,39 @@ class Compressed:
     bytes_paper: Natural
     recovery_updates: Natural
     recovered: bool
+    file_bytes: Count | None = None
 
     @property
     def is_compressed(self) -> bool:
         return self.bits < 32 or self.sparsity > 0
+
+    @property
+    def stored_bytes(self) -> int:
+        """What storing it takes: the size of the real file, or what is computed for the weights where there is none."""
+        return self.bytes if self.file_bytes is None else self.file_bytes
+
+
+@dataclass(frozen=True)
+class WeightError:
+    """How far the finetuned weights move when quantized to `bits`, or when this share of them is set to zero.
+
+    `kind` is a kind of module, or `all`. The rest is defined in train_large/compression/weight_error.py; `deviation` is
+    that of the finetuned weights themselves. Pruned without training after it, unlike the entries of `compressed`."""
+
+    sparsity: Share
+    bits: Literal[32, 8, 6, 4]
+    kind: str
+    parameters: Count
+    mean: Number
+    mean_absolute: Amount
+    variance: Amount
+    deviation: Amount
+    relative: Amount
+
+    @property
+    def normalized(self) -> float | None:
+        """The mean of |w - w'| in standard deviations of the weights; None where those are all the same."""
+        return self.mean_absolute / self.deviation if self.deviation else None
 
 
 @dataclass(frozen=True)
@@ -123,10 +154,16 @@ class Model:
     curve: tuple[CurvePoint, ...]
     finetuned: Finetuned
     compressed: tuple[Compressed, ...]
+    weight_errors: tuple[WeightError, ...] | None = None
 
     def at(self, sparsity: float, bits: int) -> Compressed | None:
         """The measurement at this sparsity and bit width, if there is one."""
         return next((c for c in self.compressed if c.bits == bits and abs(c.sparsity - sparsity) < 0.005), None)
+
+    def weight_errors_at(self, sparsity: float, bits: int) -> dict[str, WeightError]:
+        """The weight errors by kind of module at this sparsity and bit width; empty where they were not measured."""
+        errors = self.weight_errors or ()
+        return {e.kind: e for e in errors if e.bits == bits and abs(e.sparsity - sparsity) < 0.005}
 
 
 @dataclass(frozen=True)
@@ -157,6 +194,11 @@ class Results:
         """The models, smallest first."""
         return tuple(sorted(self.models, key=lambda model: (model.parameters, model.name)))
 
+    @property
+    def has_files(self) -> bool:
+        """Whether there is a real file for any of the measurements."""
+        return any(entry.file_bytes is not None for model in self.models for entry in model.compressed)
+
 
 def load(path: Path) -> Results:
     """Reads results.json. Raises UserError, with the file and the field, for whatever is missing, unknown or wrong."""
@@ -178,12 +220,23 @@ def save(results: Results, path: Path) -> None:
 
     Raises ValueError, with the field, for what `load` would not take (a perplexity of infinity, say); UserError where
     the file cannot be written."""
-    value = dataclasses.asdict(results)
-    if results.claims is None:
-        del value["claims"]
+    value = dataclasses.asdict(results, dict_factory=_without_absent)
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     parse(json.loads(text))
     write_whole(path, text)
+
+
+def _without_absent(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A record's fields without those that may be left out and are. A claim's verdict may be null, but not absent."""
+    return {name: value for name, value in fields if value is not None or name not in _MAY_BE_ABSENT}
+
+
+_MAY_BE_ABSENT = {
+    field.name
+    for record in (Compressed, Model, Results)
+    for field in dataclasses.fields(record)
+    if field.default is None
+}
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -230,6 +283,15 @@ def parse(value: Any) -> Results:
             if (entry.sparsity, entry.bits) in seen:
                 raise ValueError(f"{where}.compressed[{i}] repeats sparsity {entry.sparsity} at {entry.bits} bits")
             seen.add((entry.sparsity, entry.bits))
+        kinds = [(error.sparsity, error.bits, error.kind) for error in model.weight_errors or ()]
+        for i, kind in enumerate(kinds):
+            if kinds.index(kind) != i:
+                raise ValueError(
+                    f"{where}.weight_errors[{i}] repeats {kind[2]!r} at sparsity {kind[0]}, {kind[1]} bits"
+                )
+    # Sizes of files and sizes of weights alone are not to be compared with each other.
+    if len({entry.file_bytes is None for model in results.models for entry in model.compressed}) > 1:
+        raise ValueError("models give file_bytes for some entries of compressed and not for others")
     try:
         datetime.fromisoformat(results.created.replace("Z", "+00:00"))
     except ValueError:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Callable
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -9,10 +12,11 @@ from rich.text import Text
 
 from train_large.report.claims import above_chance, judge_claims, standard_error
 from train_large.report.pareto import best_within, frontier_of, measurements
-from train_large.report.results import Claim, Compressed, Model, Results
+from train_large.report.results import Claim, Compressed, Model, Results, WeightError
 from train_large.report.units import (
     format_bytes,
     format_count,
+    format_error,
     format_limit,
     format_percent,
     format_perplexity,
@@ -35,7 +39,7 @@ def describe(model: Model, entry: Compressed) -> str:
 
 def memory_limits(results: Results, most: int = 7) -> list[int]:
     """Round limits (1, 2, 5 and their tens) between which the best choice changes, at most so many."""
-    sizes = [entry.bytes for _, entry in frontier_of(results)]
+    sizes = [entry.stored_bytes for _, entry in frontier_of(results)]
     if not sizes:
         return []
     series = [digit * 10**power for power in range(16) for digit in (1, 2, 5)]
@@ -62,24 +66,24 @@ def ship_parts(results: Results, limit: int) -> tuple[str, str, str]:
     if best is None:
         if not entries:
             return f"{within}: ", "nothing to ship", ", for no model was compressed."
-        model, entry = min(entries, key=lambda pair: pair[1].bytes)
-        smallest = f". The smallest is {describe(model, entry)} ({format_bytes(entry.bytes)})."
+        model, entry = min(entries, key=lambda pair: pair[1].stored_bytes)
+        smallest = f". The smallest is {describe(model, entry)} ({format_bytes(entry.stored_bytes)})."
         return f"{within}: ", "nothing fits", smallest
     model, entry = best
     within, choice = f"{within}, ship this: ", describe(model, entry)
-    figures = f" ({format_bytes(entry.bytes)}, accuracy {format_percent(entry.accuracy)})"
+    figures = f" ({format_bytes(entry.stored_bytes)}, accuracy {format_percent(entry.accuracy)})"
     if not above_chance(entry.accuracy, results):
         return within, choice, f"{figures}, which is no better than always guessing the commoner class."
     error = standard_error(entry.accuracy, results.task.valid)
     rivals = [(m, e) for m, e in entries if entry.accuracy - e.accuracy <= error and above_chance(e.accuracy, results)]
-    rival, smaller = min(rivals, key=lambda pair: (pair[1].bytes, -pair[1].accuracy))
-    if smaller.bytes > 0.9 * entry.bytes:  # not worth a sentence
+    rival, smaller = min(rivals, key=lambda pair: (pair[1].stored_bytes, -pair[1].accuracy))
+    if smaller.stored_bytes > 0.9 * entry.stored_bytes:  # not worth a sentence
         return within, choice, f"{figures}."
     return (
         within,
         choice,
         f"{figures}. Smaller, and within one standard error ({100 * error:.1f} points) of it: "
-        f"{describe(rival, smaller)} ({format_bytes(smaller.bytes)}, {format_percent(smaller.accuracy)}).",
+        f"{describe(rival, smaller)} ({format_bytes(smaller.stored_bytes)}, {format_percent(smaller.accuracy)}).",
     )
 
 
@@ -106,7 +110,8 @@ def frontier_table(results: Results) -> Table:
     table = _table("Pareto frontier: nothing smaller is as accurate")
     table.add_column("no.", justify="right")
     table.add_column("model", overflow="fold")
-    for heading in ("pruned", "bits", "to store", "accuracy"):
+    of_bytes = ("file", "weights") if results.has_files else ("to store",)
+    for heading in ("pruned", "bits", *of_bytes, "paper's count", "accuracy"):
         table.add_column(heading, justify="right")
     for number, (model, entry) in enumerate(frontier_of(results), start=1):
         table.add_row(
@@ -114,10 +119,72 @@ def frontier_table(results: Results) -> Table:
             Text(model.name),
             format_percent(entry.sparsity, 0),
             str(entry.bits),
+            *([format_bytes(entry.stored_bytes)] if results.has_files else []),
             format_bytes(entry.bytes),
+            format_bytes(entry.bytes_paper),
             format_percent(entry.accuracy),
         )
     return table
+
+
+# Figure 9 of the paper: (a name, what was done, sparsity, bits).
+WEIGHT_ERRORS = (("quantized", "quantized to 4 bits", 0.0, 4), ("pruned", "60% pruned", 0.6, 32))
+# (heading, of one error; None where it has no value)
+STATISTICS: tuple[tuple[str, Callable[[WeightError], float | None]], ...] = (
+    ("mean |w − w′|", lambda error: error.mean_absolute),
+    ("variance of w − w′", lambda error: error.variance),
+    ("mean ÷ deviation of w", lambda error: error.normalized),
+)
+
+
+@dataclass(frozen=True)
+class ErrorTable:
+    """Weight errors of every size that has them: rows are (kind of module, a number for each statistic and model)."""
+
+    name: str
+    how: str
+    models: tuple[Model, ...]
+    rows: tuple[tuple[str, tuple[tuple[float | None, ...], ...]], ...]
+
+
+def error_tables(results: Results) -> list[ErrorTable]:
+    """The tables of figure 9 that the results have data for; kinds without any error are left out."""
+    tables = []
+    for name, how, sparsity, bits in WEIGHT_ERRORS:
+        errors = {m.name: m.weight_errors_at(sparsity, bits) for m in results.by_size}
+        models = tuple(model for model in results.by_size if errors[model.name])
+        kinds = dict.fromkeys(
+            kind for model in models for kind, e in errors[model.name].items() if e.variance or e.mean
+        )
+        # `all` comes last; what only the larger models have, before it.
+        kinds_in_order = [kind for kind in kinds if kind != "all"] + ["all"] * ("all" in kinds)
+        rows = tuple(
+            (
+                kind,
+                tuple(
+                    tuple(value(errors[m.name][kind]) if kind in errors[m.name] else None for m in models)
+                    for _, value in STATISTICS
+                ),
+            )
+            for kind in kinds_in_order
+        )
+        if rows:
+            tables.append(ErrorTable(name, how, models, rows))
+    return tables
+
+
+def weight_error_tables(results: Results) -> list[Table]:
+    """For a terminal: the mean of |w - w'| by kind of module, a column for each size."""
+    made = []
+    for errors in error_tables(results):
+        table = _table(f"Weight error, {errors.how}: mean |w - w'|")
+        table.add_column("weights", overflow="fold")
+        for model in errors.models:
+            table.add_column(Text(model.name), justify="right")
+        for kind, values in errors.rows:
+            table.add_row(kind, *map(format_error, values[0]))
+        made.append(table)
+    return made
 
 
 def _table(title: str) -> Table:
@@ -141,6 +208,8 @@ def print_report(results: Results, memory_limit: int | None = None, console: Con
     console.print(sizes_table(results))
     if frontier_of(results):
         console.print(frontier_table(results))
+    for table in weight_error_tables(results):
+        console.print(table)
     say("The paper's claims, as measured here", "bold")
     for claim in claims_of(results):
         console.print()

@@ -90,3 +90,10 @@ def format_perplexity(perplexity: float) -> str:
     """Three significant digits, whole from 100 on: 4.31, 23.8, 137, 8,120."""
     digits = 0 if perplexity >= 99.95 else 1 if perplexity >= 9.995 else 2
     return f"{perplexity:,.{digits}f}"
+
+
+def format_error(error: float | None) -> str:
+    """Two significant digits: 0.14, 0.0030, 2.1e-05; 0 where there is none, and a dash for what has no value."""
+    if error is None:
+        return "–"
+    return "0" if error == 0 else f"{error:#.2g}"

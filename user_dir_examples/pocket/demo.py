@@ -167,7 +167,7 @@ def chain(
 def measure(
     folder: Path, pretrained: Path, finetuned: Path, pruned: Path, recipe: Recipe, text_data: Path, task_data: Path
 ) -> list[str]:
-    """The command that measures every level and bit width; what it is to do lies in a file beside what it finds."""
+    """The command that measures every level and bit width. All it is to do is in it, so that a change makes it anew."""
     levels = [{"sparsity": 0.0, "checkpoint": str(finetuned / "checkpoint_best.pt")}]
     for level in recipe.sparsity:
         levels.append({"sparsity": level, "checkpoint": str(pruned / f"checkpoint_sparsity_{round(100 * level)}.pt")})
@@ -178,15 +178,11 @@ def measure(
         "task_data": str(task_data),
         "bits": list(recipe.bits),
         "levels": levels,
+        "finetuned": str(finetuned / "checkpoint_best.pt"),
+        "pruned": recipe.error_sparsity,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "request.json").write_text(json.dumps(request, indent=1))
-    return [
-        sys.executable,
-        str(Path(__file__).with_name("evaluate.py")),
-        str(folder / "request.json"),
-        str(folder / "measured.json"),
-    ]
+    evaluate = Path(__file__).with_name("evaluate.py")
+    return [sys.executable, str(evaluate), json.dumps(request), str(folder / "measured.json")]
 
 
 def gather(
@@ -268,6 +264,7 @@ def _model(
             accuracy=whole.accuracy, seconds=finetuning["train_seconds"], updates=int(finetuning["updates"])
         ),
         compressed=compressed,
+        weight_errors=tuple(report.WeightError(**error) for error in measured["weight_errors"]),
     )
 
 

@@ -1,6 +1,7 @@
-"""Measure a finetuned model at every sparsity and bit width, and its pretrained model on the whole validation text.
+"""Measure a finetuned model at every sparsity and bit width, in accuracy and in bytes of its packed file; how far
+compression moves its weights; and its pretrained model on the whole validation text.
 
-Run by demo.py as `python evaluate.py REQUEST.json RESULT.json`, one process for each size.
+Run by demo.py as `python evaluate.py REQUEST RESULT.json`, one process for each size; the request is JSON too.
 """
 
 from __future__ import annotations
@@ -10,28 +11,37 @@ import logging
 import math
 import os
 import sys
+import tempfile
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from fairseq import checkpoint_utils, utils
 
+from train_large.compression.checkpoint import read_checkpoint
+from train_large.compression.conversion import Method, files_of, pack_checkpoint
 from train_large.compression.quantization import quantize_state
-from train_large.compression.storage import storage
+from train_large.compression.storage import FULL_BITS, storage
+from train_large.compression.weight_error import ALL, WeightErrors, pruning_error, quantization_error
 
 
-def main(request_path: str, result_path: str) -> None:
+def main(request_json: str, result_path: str) -> None:
     logging.getLogger("fairseq").setLevel(logging.WARNING)
-    request = json.loads(Path(request_path).read_text())
+    request = json.loads(request_json)
     utils.import_user_module(Namespace(user_dir=request["user_dir"]))
+    bits, data, folder = request["bits"], request["task_data"], Path(result_path).parent
+    compressed = []
+    for level in request["levels"]:
+        checkpoint, sparsity = level["checkpoint"], level["sparsity"]
+        sizes = file_bytes(checkpoint, bits, data, keep=None if sparsity else folder)
+        for entry in accuracies(checkpoint, sparsity, bits, data):
+            compressed.append({**entry, "file_bytes": sizes[entry["bits"]]})
     result = {
         "perplexity": perplexity(request["pretrained"], request["text_data"]),
-        "compressed": [
-            entry
-            for level in request["levels"]
-            for entry in accuracies(level["checkpoint"], level["sparsity"], request["bits"], request["task_data"])
-        ],
+        "compressed": compressed,
+        "weight_errors": weight_errors(request["finetuned"], bits, request["pruned"]),
     }
     aside = Path(result_path + ".tmp")
     aside.write_text(json.dumps(result, indent=1))
@@ -85,6 +95,34 @@ def accuracies(checkpoint: str, sparsity: float, bits: list[int], data: str) -> 
         )
         print(f"sparsity {sparsity:.2f}, {width} bits: {entries[-1]['accuracy']:.4f}", flush=True)
     return entries
+
+
+def file_bytes(checkpoint: str, bits: list[int], data: str, keep: Path | None) -> dict[int, int]:
+    """The bytes of the packed file of one level at each bit width, with its dictionary, labels and BPE inside.
+
+    The files stay in the folder `keep`, as packed_8.safetensors; without one they are measured and removed."""
+    files = files_of(Path(checkpoint), Path(data))
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            width: pack_checkpoint(
+                Path(checkpoint), Path(keep or folder) / f"packed_{width}.safetensors", Method(bits=width), files
+            )
+            for width in bits
+        }
+
+
+def weight_errors(checkpoint: str, bits: list[int], sparsity: float) -> list[dict[str, Any]]:
+    """The weight errors of the finetuned model by kind of module, at each bit width below 32 and when pruned so far."""
+    state = read_checkpoint(Path(checkpoint))["model"]
+    errors: list[tuple[float, int, WeightErrors]] = [
+        (0.0, width, quantization_error(state, width)) for width in bits if width != FULL_BITS
+    ]
+    errors.append((sparsity, FULL_BITS, pruning_error(state, sparsity)))
+    return [
+        {"sparsity": pruned, "bits": width, "kind": kind, **asdict(error)}
+        for pruned, width, of_model in errors
+        for kind, error in [*of_model.kinds.items(), (ALL, of_model.all)]
+    ]
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ class Recipe:
     prune_learning_rate: float = 5e-4
     sparsity: tuple[float, ...] = (0.15, 0.30, 0.45, 0.60, 0.75, 0.90)
     bits: tuple[int, ...] = (32, 8, 6, 4)
+    error_sparsity: float = 0.60
+    """share pruned for the study of weight errors (the paper's figure 9)"""
 
     def size(self, name: str) -> Size:
         size = Size.parse(name)

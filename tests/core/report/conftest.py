@@ -94,6 +94,46 @@ def make_value():
     }
 
 
+KINDS = ("attention q, k, v", "attention out", "fc1", "fc2", "token embeddings", "biases", "all")
+
+
+def with_files_and_weight_errors(value):
+    """The same experiment with what newer files have besides: sizes of packed files, and errors of the weights that
+    fall with the size."""
+    for place, model in enumerate(value["models"]):
+        for entry in model["compressed"]:
+            entry["file_bytes"] = 30_000 + round(0.7 * entry["bytes_paper"])
+        model["weight_errors"] = []
+        for sparsity, bits, size in ((0.0, 8, 0.06), (0.0, 6, 0.25), (0.0, 4, 1.0), (0.6, 32, 2.0)):
+            for i, kind in enumerate(KINDS):
+                pruned_away = not (sparsity and kind == "biases")
+                error = 0.01 * (1 + 0.1 * i) * size * 0.8**place * pruned_away
+                model["weight_errors"].append(
+                    {
+                        "sparsity": sparsity,
+                        "bits": bits,
+                        "kind": kind,
+                        "parameters": 1000 * (i + 1),
+                        "mean": -1e-5 * pruned_away,
+                        "mean_absolute": error,
+                        "variance": 1.4 * error**2,
+                        "deviation": 0.1 * 0.9**place,
+                        "relative": 10 * error,
+                    }
+                )
+    return value
+
+
+@pytest.fixture
+def new_value():
+    return with_files_and_weight_errors(make_value())
+
+
+@pytest.fixture(scope="session")
+def new_results():
+    return results_module.parse(with_files_and_weight_errors(make_value()))
+
+
 @pytest.fixture
 def value():
     """results.json as plain values, the test's own to change."""
@@ -103,6 +143,11 @@ def value():
 @pytest.fixture(scope="session")
 def results():
     return results_module.parse(make_value())
+
+
+@pytest.fixture(scope="session")
+def new_drawings(new_results):
+    return {drawing.name: drawing for drawing in figures.draw(new_results)}
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,9 @@ import pytest
 from train_large.report import claims as module
 from train_large.report.claims import judge_claims, standard_error, updates_to_reach
 from train_large.report.results import CurvePoint
+from train_large.report.units import format_bytes
 
-NAMES = ["updates", "larger", "diminish", "bits", "sparsity60", "sparsity90", "limits", "recipe"]
+NAMES = ["updates", "larger", "diminish", "bits", "sparsity60", "sparsity90", "limits", "recipe", "weights"]
 
 
 def judged(results):
@@ -61,10 +62,21 @@ def test_updates_to_reach_is_log_linear():
     assert updates_to_reach(curve, 99) is None
 
 
-def test_invented_experiment_shows_what_it_was_made_to_show(results):
+def test_invented_experiment_shows_what_it_was_made_to_show(results, new_results):
+    results = change(results, weight_errors=lambda model, place: new_results.by_size[place].weight_errors)
     verdicts = judged(many(results))
     assert {name for name, claim in verdicts.items() if claim.shows} == set(NAMES)
-    assert [claim.section for claim in verdicts.values()] == ["3", "3", "3", "4.2", "4.3", "4.3", "4.1-4.3", "4.3"]
+    assert [claim.section for claim in verdicts.values()] == [
+        "3",
+        "3",
+        "3",
+        "4.2",
+        "4.3",
+        "4.3",
+        "4.1-4.3",
+        "4.3",
+        "5.3",
+    ]
 
 
 def test_fewer_updates(results):
@@ -221,6 +233,63 @@ def test_recipe(results):
     assert verdict(0.6, 0.8) is False
     assert verdict(0.7, 0.7) is None
     assert verdict(0.5, 0.5) is None  # on the frontier of what only guesses
+
+
+def with_errors(results, error):
+    """error(place, sparsity) gives (mean absolute error, deviation) of every kind."""
+    return change(
+        results,
+        weight_errors=lambda model, place: tuple(
+            replace(e, mean_absolute=error(place, e.sparsity)[0], deviation=error(place, e.sparsity)[1])
+            for e in model.weight_errors
+        ),
+    )
+
+
+def test_weight_errors(new_results):
+    def verdict(error):
+        return judged(with_errors(new_results, error))["weights"]
+
+    falling = [0.4, 0.3, 0.2, 0.1]
+    assert verdict(lambda place, sparsity: (falling[place], 1.0)).shows is True
+    assert verdict(lambda place, sparsity: (falling[3 - place], 1.0)).shows is False
+    assert verdict(lambda place, sparsity: (0.1, 1.0)).shows is False
+    # One of the two ways rises.
+    assert verdict(lambda place, sparsity: (falling[3 - place if sparsity else place], 1.0)).shows is False
+    # One pair of the six the other way.
+    assert verdict(lambda place, sparsity: ([0.4, 0.2, 0.3, 0.1][place], 1.0)).shows is None
+    # The weights shrink as their errors do: smaller errors, but no easier to approximate.
+    shrinking = verdict(lambda place, sparsity: (falling[place], falling[place]))
+    assert shrinking.shows is None
+    assert "At 4 bits, mean |w − w′|: 2l_32h 0.4, 2l_64h 0.3, 3l_128h 0.2 and 4l_256h 0.1; " in shrinking.measured
+    assert shrinking.measured.count("the larger has the smaller in 6 of 6 pairs") == 2
+    assert shrinking.measured.count("2l_32h 1, 2l_64h 1, 3l_128h 1 and 4l_256h 1; the larger has the smaller in 0") == 2
+
+
+def test_only_the_matrices_of_the_layers_count(new_results):
+    """What is in the embeddings, or in all weights together, does not change the verdict."""
+    reversed_elsewhere = change(
+        new_results,
+        weight_errors=lambda model, place: tuple(
+            replace(e, mean_absolute=0.1 * (place + 1)) if e.kind in ("token embeddings", "biases", "all") else e
+            for e in model.weight_errors
+        ),
+    )
+    assert judged(reversed_elsewhere)["weights"] == judged(new_results)["weights"]
+
+
+def test_weight_errors_not_measured_cannot_be_told(results, new_results):
+    assert judged(results)["weights"].shows is None
+    one = change(new_results, weight_errors=lambda model, place: model.weight_errors if place == 1 else None)
+    assert "no two sizes" in judged(one)["weights"].measured
+
+
+def test_real_files_count_where_there_are_any(new_results):
+    _, _, least, most = module._shares_of_limits(new_results, lambda entry: entry.stored_bytes)
+    measured = judged(new_results)["limits"].measured
+    whole = [model.at(0.0, 32).file_bytes for model in new_results.models]
+    assert least == min(whole)
+    assert measured.startswith(f"From {format_bytes(least)}, where the first whole model fits, to {format_bytes(most)}")
 
 
 def test_one_model_and_nothing_compressed_cannot_be_told(results):

@@ -85,6 +85,45 @@ def test_every_measurement_is_a_point(results, drawings):
     assert markers.count("paper") == 4 * 7 + 1  # 32 bits are hollow
 
 
+def test_the_axes_of_bytes_say_whether_they_are_of_files(drawings, new_drawings):
+    for name in ("trade-off", "quantization", "size-2"):
+        assert "bytes of the file" in texts(new_drawings[name])
+        assert "bytes of the file" not in texts(drawings[name])
+
+
+def test_weight_errors_are_drawn_as_in_figure_9(new_results, drawings, new_drawings):
+    names = ["weights-quantized", "weights-pruned", "weights-quantized-scaled", "weights-pruned-scaled"]
+    assert [name for name in new_drawings if name not in drawings] == names
+    for name in names:
+        drawing = new_drawings[name]
+        assert drawing.group == "weights"
+        assert {"attention q, k, v", "fc2", "2l_32h", "4l_256h"} <= set(texts(drawing))
+        assert ("biases" in texts(drawing)) == ("quantized" in name)  # what is not pruned has no error
+        assert "all" not in texts(drawing)
+        label = "mean |w − w′| ÷ deviation of w" if "scaled" in name else "mean |w − w′|"
+        assert label in texts(drawing)
+
+
+def points(drawing, place):
+    """The markers of a size in the plot, by rows from the top; that of the legend, the lowest, left out."""
+    found = re.findall(rf'<use [^>]*x="([\d.]+)" y="([\d.]+)" style="fill: var\(--size-{place}\)', drawing.svg)
+    return sorted(((float(x), float(y)) for x, y in found), key=lambda point: point[1])[:-1]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_point_of_each_size_for_each_kind_lies_at_its_error(new_results, new_drawings, scaled):
+    drawing = new_drawings["weights-quantized" + ("-scaled" if scaled else "")]
+    xs, logs = [], []
+    for place, model in enumerate(new_results.by_size):
+        errors = [error for kind, error in model.weight_errors_at(0.0, 4).items() if kind != "all"]
+        drawn = points(drawing, place)
+        assert len(drawn) == len(errors)
+        xs += [x for x, _ in drawn]
+        logs += [math.log(error.normalized if scaled else error.mean_absolute) for error in errors]
+    scale = (max(xs) - min(xs)) / (max(logs) - min(logs))
+    assert xs == pytest.approx([min(xs) + scale * (log - min(logs)) for log in logs], abs=0.01)
+
+
 def test_the_same_results_give_the_same_bytes(results, drawings):
     with matplotlib.rc_context({"lines.linewidth": 9, "axes.facecolor": "red", "svg.fonttype": "path"}):
         assert figures.draw(results) == list(drawings.values())  # whatever the user's settings
@@ -155,7 +194,7 @@ def test_labels_do_not_cover_each_other(results, drawings):
             assert abs(x - other_x) >= (width + other_width) / 2 or abs(y - other_y) >= 7
 
 
-def test_odd_results_are_drawn(results):
+def test_odd_results_are_drawn(results, new_results):
     """One model, one point of this or that, a name that would be mathematics or markup."""
     model = replace(results.models[0], name="$x_2$ <b> & é")
     one_point = replace(results, models=(replace(model, curve=model.curve[:1], compressed=model.compressed[:1]),))
@@ -163,6 +202,15 @@ def test_odd_results_are_drawn(results):
     assert [drawing.group for drawing in drawn] == ["training"] * 3 + ["trade-off"] + ["methods"] * 2 + ["sizes"]
     assert all(ElementTree.fromstring(drawing.svg) is not None for drawing in drawn)
     assert "$x_2$ <b> & é" in texts(drawn[0])
+
+    errors = new_results.models[0].weight_errors_at(0.6, 32)
+    strange = replace(errors["fc1"], kind="$x_2$ <b>", deviation=0.0)  # no error in deviations: no figure of that
+    drawn = figures.draw(replace(one_point, models=(replace(model, weight_errors=(strange,)),)))
+    assert [drawing.name for drawing in drawn if drawing.group == "weights"] == ["weights-pruned"]
+    assert "$x_2$ <b>" in texts(drawn[-1])
+    for none in ((), (errors["all"],), (replace(errors["fc1"], mean_absolute=0.0, variance=0.0, mean=0.0),)):
+        drawn = figures.draw(replace(results, models=(replace(model, curve=(), compressed=(), weight_errors=none),)))
+        assert drawn == []
 
     halves = replace(results, models=(replace(model, compressed=()), replace(results.models[1], curve=())))
     hopeless = replace(halves, task=replace(results.task, majority=1.0))  # no frontier

@@ -11,6 +11,7 @@ from train_large.report import page as module
 from train_large.report.claims import judge_claims
 from train_large.report.pareto import frontier_of
 from train_large.report.tables import memory_limits, ship_line
+from train_large.report.units import format_bytes
 
 
 def tree(text):
@@ -26,6 +27,11 @@ def words(node):
 @pytest.fixture(scope="module")
 def rendered(results):
     return module.render(results)
+
+
+@pytest.fixture(scope="module")
+def rendered_new(new_results):
+    return module.render(new_results)
 
 
 @pytest.fixture
@@ -59,6 +65,33 @@ def test_the_page_says_what_was_measured(results, rendered):
     assert everything[-1][-1] == "40 (short)"
 
 
+def test_the_page_has_real_files_and_weight_errors(new_results, rendered_new, rendered):
+    root = tree(rendered_new)
+    tables = {words(table.find("caption")): table for table in root.iter("table")}
+    frontier = next(table for caption, table in tables.items() if caption.startswith("The Pareto"))
+    for row, (_, entry) in zip(frontier.find("tbody"), frontier_of(new_results), strict=True):
+        sizes = (entry.file_bytes, entry.bytes, entry.bytes_paper)
+        assert [words(cell) for cell in row][-3:] == [format_bytes(size) for size in sizes]
+
+    beside = [
+        [words(cell) for cell in row] for row in tables["Bytes of the file, beside the paper’s count."].find("tbody")
+    ]
+    assert [row[:2] for row in beside] == [[m.name, pruned] for m in new_results.by_size for pruned in ("0%", "60%")]
+    entry = new_results.models[1].at(0.6, 4)
+    assert beside[3][-2:] == [format_bytes(entry.file_bytes), format_bytes(entry.bytes_paper)]
+
+    for caption, sparsity, bits in (("quantized to 4 bits", 0.0, 4), ("60% pruned", 0.6, 32)):
+        table = tables[f"Weights {caption}, by kind of module and size."]
+        cells = {words(row[0]): [words(cell) for cell in row][1:] for row in table.find("tbody")}
+        errors = [model.weight_errors_at(sparsity, bits)["fc1"] for model in new_results.by_size]
+        figures = [(e.mean_absolute, e.variance, e.normalized) for e in errors]
+        assert cells["fc1"] == [f"{figure:#.2g}" for statistic in zip(*figures) for figure in statistic]
+        assert ("biases" in cells) == (bits == 4)
+        assert [words(cell) for cell in table.find("thead")[1]] == 3 * [model.name for model in new_results.by_size]
+    # A file without them has nothing of it.
+    assert not re.search(r"Bytes of the file|by kind of module|How far compression", rendered)
+
+
 def test_a_memory_limit_is_answered_first_and_alone(small):
     root = tree(module.render(small, 200_000))
     section = next(node for node in root.iter("section"))
@@ -75,8 +108,9 @@ def test_nothing_is_loaded_and_nothing_runs(rendered):
             assert node.get(name, "#").startswith(("#", "data:"))
 
 
-def test_html_is_sound(results, rendered):
-    root = tree(rendered)
+@pytest.mark.parametrize(("which", "drawn"), [("rendered", 10), ("rendered_new", 14)])
+def test_html_is_sound(results, which, drawn, request):
+    root = tree(request.getfixturevalue(which))
     assert root.get("lang") == "en"
     assert root.find("head/title").text == results.title
     ids = [node.get("id") for node in root.iter() if node.get("id")]
@@ -91,7 +125,7 @@ def test_html_is_sound(results, rendered):
         for row in table.find("tbody"):
             assert sum(int(cell.get("colspan", 1)) for cell in row) == wide
     pictures = [node for node in root.iter("div") if node.get("role") == "img"]
-    assert len(pictures) == 10
+    assert len(pictures) == drawn
     assert all(len(node.get("aria-label")) > 40 and node.find("svg") is not None for node in pictures)
     levels = [int(node.tag[1]) for node in root.iter() if node.tag in ("h1", "h2", "h3")]
     assert levels.count(1) == 1

@@ -59,6 +59,19 @@ def test_the_frontier_is_the_best_within_each_of_its_sizes(results):
         assert best_within(results.models, entry.bytes) == (model, entry)
 
 
+def test_the_frontier_is_that_of_the_files(results, new_results):
+    frontier = frontier_of(new_results)
+    files = [entry.file_bytes for _, entry in frontier]
+    assert files == sorted(files)
+    for _, entry in frontier:
+        assert not any(
+            e.accuracy >= entry.accuracy and e.file_bytes < entry.file_bytes
+            for _, e in measurements(new_results.models)
+        )
+    places = [[(m.name, e.sparsity, e.bits) for m, e in frontier_of(either)] for either in (results, new_results)]
+    assert places[0] != places[1]
+
+
 def test_guessing_costs_nothing(results):
     dear = replace(results, task=replace(results.task, majority=0.7))
     assert all(entry.accuracy > 0.7 for _, entry in frontier_of(dear))

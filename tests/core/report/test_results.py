@@ -30,6 +30,67 @@ def test_what_is_saved_is_loaded(results, value, tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
 
 
+def test_what_newer_files_have_is_optional(results, new_results, new_value, tmp_path):
+    path = tmp_path / "results.json"
+    module.save(new_results, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == new_value
+    assert module.load(path) == new_results
+    # An older file: no such fields, and none are invented when it is saved again.
+    assert {entry.file_bytes for model in results.models for entry in model.compressed} == {None}
+    assert {model.weight_errors for model in results.models} == {None}
+    module.save(results, path)
+    assert "file_bytes" not in path.read_text()
+    assert "weight_errors" not in path.read_text()
+    assert (results.has_files, new_results.has_files) == (False, True)
+    old, new = results.models[2].at(0.45, 6), new_results.models[2].at(0.45, 6)
+    assert old.stored_bytes == old.bytes == new.bytes
+    assert new.stored_bytes == new.file_bytes != new.bytes
+
+
+def test_a_verdict_left_open_is_saved_as_null(results, tmp_path):
+    path = tmp_path / "results.json"
+    module.save(replace(results, claims=(module.Claim("c", "3", None, "m"),)), path)
+    assert json.loads(path.read_text())["claims"][0]["shows"] is None
+    assert module.load(path).claims[0].shows is None
+
+
+def test_weight_errors_are_found_by_what_was_done(new_results):
+    model = new_results.models[1]
+    pruned = model.weight_errors_at(0.6, 32)
+    assert [error for error in model.weight_errors if error.sparsity == 0.6] == list(pruned.values())
+    assert pruned["fc1"].kind == "fc1"
+    assert model.weight_errors_at(0.6, 4) == {}
+    error = model.weight_errors_at(0.0, 4)["fc2"]
+    assert error.normalized == pytest.approx(0.0104 / 0.09)
+    assert replace(error, deviation=0.0).normalized is None
+
+
+NEW_CHANGES = [
+    (("compressed", 3, "file_bytes"), 0, "models[1].compressed[3].file_bytes is 0, and must be at least 1"),
+    (("compressed", 3, "file_bytes"), 5.5, "models[1].compressed[3].file_bytes is 5.5, not a whole number"),
+    (("compressed", 3, "file_bytes"), None, "models give file_bytes for some entries of compressed and not for others"),
+    (("weight_errors", 2, "mean"), float("nan"), "models[1].weight_errors[2].mean is nan, not a finite number"),
+    (("weight_errors", 2, "variance"), -1.0, "models[1].weight_errors[2].variance is -1.0, and must be at least 0"),
+    (
+        ("weight_errors", 2, "kind"),
+        "attention out",
+        "models[1].weight_errors[2] repeats 'attention out' at sparsity 0.0",
+    ),
+    (("weight_errors", 2, "bits"), 5, "models[1].weight_errors[2].bits is 5"),
+]
+
+
+@pytest.mark.parametrize(("where", "what", "message"), NEW_CHANGES, ids=[message for _, _, message in NEW_CHANGES])
+def test_a_wrong_new_field_is_named(new_value, where, what, message):
+    target = new_value["models"][1]
+    for step in where[:-1]:
+        target = target[step]
+    target[where[-1]] = what
+    with pytest.raises(ValueError, match="models") as caught:
+        module.parse(new_value)
+    assert str(caught.value).startswith(message)
+
+
 CHANGES = [
     (("format",), 2, "format is 2, not 1"),
     (("format",), True, "format is True"),

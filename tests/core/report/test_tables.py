@@ -7,7 +7,7 @@ from rich.console import Console
 from train_large.report.claims import judge_claims
 from train_large.report.pareto import best_within, frontier_of
 from train_large.report.results import Claim
-from train_large.report.tables import claims_of, memory_limits, print_report, ship_line
+from train_large.report.tables import claims_of, error_tables, memory_limits, print_report, ship_line
 from train_large.report.units import format_bytes
 
 
@@ -58,6 +58,7 @@ def test_the_tables_hold_what_was_measured(results):
             f"{100 * entry.sparsity:.0f}%",
             str(entry.bits),
             *format_bytes(entry.bytes).split(),
+            *format_bytes(entry.bytes_paper).split(),
             f"{100 * entry.accuracy:.1f}%",
         ]
         for i, (model, entry) in enumerate(frontier_of(results), start=1)
@@ -66,6 +67,56 @@ def test_the_tables_hold_what_was_measured(results):
     unwrapped = " ".join(text.split())
     for claim in judge_claims(results):
         assert claim.measured in unwrapped
+
+
+def test_real_files_stand_beside_what_is_computed(results, new_results):
+    text = printed(new_results)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    found = rows(text, "Pareto frontier")
+    assert len(found) == len(frontier_of(new_results))
+    for row, (_, entry) in zip(found, frontier_of(new_results)):
+        sizes = (entry.file_bytes, entry.bytes, entry.bytes_paper)
+        assert row[4:-1] == [word for size in sizes for word in format_bytes(size).split()]
+    # What to ship goes by the files: each begins to fit where its file does.
+    for model, entry in frontier_of(new_results):
+        assert best_within(new_results.models, entry.file_bytes) == (model, entry)
+        assert best_within(new_results.models, entry.file_bytes - 1) != (model, entry)
+        assert f"({format_bytes(entry.file_bytes)}, accuracy" in ship_line(new_results, entry.file_bytes)
+    assert any(
+        ship_line(new_results, e.file_bytes) != ship_line(results, e.file_bytes) for _, e in frontier_of(new_results)
+    )
+
+
+def test_weight_errors_are_printed_by_kind_and_size(results, new_results):
+    text = printed(new_results)
+    found = rows(text, "Weight error, quantized to 4 bits")
+    assert [row[0] for row in found] == ["attention", "attention", "fc1", "fc2", "token", "biases", "all"]
+    fc2 = [model.weight_errors_at(0.0, 4)["fc2"] for model in new_results.by_size]
+    assert found[3][1:] == [f"{e.mean_absolute:#.2g}" for e in fc2]
+    # Nothing prunes biases: no error, no row.
+    assert [row[0] for row in rows(text, "Weight error, 60% pruned")][-2:] == ["token", "all"]
+    assert "Weight error" not in printed(results)
+
+
+def test_tables_of_weight_errors(new_results):
+    quantized, pruned = error_tables(new_results)
+    assert (quantized.name, pruned.name) == ("quantized", "pruned")
+    assert quantized.models == new_results.by_size
+    kinds = dict(quantized.rows)
+    for kind, values in kinds.items():
+        errors = [model.weight_errors_at(0.0, 4)[kind] for model in new_results.by_size]
+        assert values == (
+            tuple(e.mean_absolute for e in errors),
+            tuple(e.variance for e in errors),
+            tuple(e.normalized for e in errors),
+        )
+    # A kind that one size alone has.
+    first, *others = new_results.models
+    own = replace(first.weight_errors_at(0.0, 4)["fc1"], kind="other")
+    odd = replace(new_results, models=(replace(first, weight_errors=(*first.weight_errors, own)), *others))
+    kinds = dict(error_tables(odd)[0].rows)
+    assert list(kinds)[-2:] == ["other", "all"]
+    assert kinds["other"][0] == (own.mean_absolute, None, None, None)
 
 
 def test_what_to_ship(results):

@@ -62,5 +62,13 @@ def test_other_forms():
         "2 h",
         "11.5 d",
     ]
+    assert [units.format_error(e) for e in (0.123, 0.09, 0.0003, 2.14e-5, 0.0, None)] == [
+        "0.12",
+        "0.090",
+        "0.00030",
+        "2.1e-05",
+        "0",
+        "–",
+    ]
     assert units.seconds_unit(600) == ("minutes", 60)
     assert [units.format_perplexity(p) for p in (4.313, 23.84, 137.4, 8120.0)] == ["4.31", "23.8", "137", "8,120"]
