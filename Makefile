@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 STAMP := $(VENV)/.made-for-these-pins
 
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.made-for-these-pins
+
 BUDGET ?= 150s
 OUT ?= runs/demo
 DEMO_FLAGS ?=
@@ -17,7 +20,7 @@ export PYTHONUNBUFFERED := 1
 export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
 export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
 
-.PHONY: help env demo test lint bench clean
+.PHONY: help env env-peers demo test lint bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,7 +37,7 @@ $(STAMP): constraints/fairseq.txt setup.py
 	$(PIP) --constraint constraints/fairseq.txt pip setuptools wheel
 	$(PIP) --constraint constraints/fairseq.txt torch numpy Cython ninja
 	$(PIP) --constraint constraints/fairseq.txt --no-build-isolation fairseq-fixed
-	$(PIP) --constraint constraints/fairseq.txt --no-build-isolation --editable '.[fairseq,report,dev]'
+	$(PIP) --constraint constraints/fairseq.txt --no-build-isolation --editable '.[fairseq,pack,hf,report,dev]'
 	touch $@
 
 demo: $(STAMP)  ## the whole study on two cores: BUDGET=10m gives each size longer, OUT=runs/demo
@@ -48,8 +51,23 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## speed, measured on this machine into bench/*.csv
+env-peers: $(PEERS_STAMP)  ## the libraries that `make bench` compares with, in .venv-peers
+
+$(PEERS_STAMP): constraints/peers.txt
+	rm -rf $(PEERS)
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) torch==2.13.0
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --requirement constraints/peers.txt
+	touch $@
+
+bench: $(STAMP) $(PEERS_STAMP)  ## speed and size beside other libraries, measured on this machine into bench/*.csv
 	PYTHONPATH=. $(BIN)/python bench/pruning_step.py 24
+	PYTHONPATH=. $(BIN)/python bench/packing.py
+	PYTHONPATH=. $(BIN)/python bench/shrink.py
+	PYTHONPATH=. $(BIN)/python bench/latency.py --peers $(PEERS)/bin/python
+	PYTHONPATH=. $(BIN)/python bench/rate.py --demo $(OUT)
+	PYTHONPATH=. $(PEERS)/bin/python bench/coding.py
+	PYTHONPATH=. $(PEERS)/bin/python bench/file_size.py --demo $(OUT)
 
 clean:  ## remove the environment and what runs left
-	rm -rf $(VENV) runs build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) runs build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -27,6 +27,9 @@ setup(
             "tokenizers",
             "psutil",
         ],
+        # The packed file, and running it.
+        "pack": ["torch>=2.6", "safetensors", "zstandard", "tokenizers"],
+        "hf": ["transformers>=5", "safetensors", "tokenizers", "onnx", "onnxscript", "onnxruntime"],
         "report": ["matplotlib", "rich", "jinja2"],
         "dev": ["pytest", "hypothesis", "ruff", "mypy", "pre-commit"],
     },

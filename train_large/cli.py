@@ -145,10 +145,37 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--against", type=Path, metavar="CHECKPOINT", help="what it was made of, for the weights' errors")
     sub.add_argument("--csv", type=Path, help="CSV file to write, a row for each tensor")
 
+    sub = command("predict", _predict, "labels, or words for <mask>, for the sentences on standard input")
+    sub.add_argument("file", type=Path, metavar="FILE.safetensors", help="a packed file; pairs have a tab between them")
+    sub.add_argument(
+        "--activations",
+        choices=("auto", "float32", "bfloat16", "int8"),
+        default="auto",
+        help="auto takes the fastest that this processor has; close calls are decided in float32",
+    )
+    sub.add_argument("--batch", type=int, default=32, help="sentences at a time")
+    sub.add_argument("--top", type=int, default=1, help="labels or words for each sentence")
+    sub.add_argument("--head", help="classification head, where there are several")
+
+    sub = command("shrink", _shrink, "remove the heads and FFN rows that structured pruning has set to zero")
+    sub.add_argument("source", type=Path, metavar="IN")
+    sub.add_argument("target", type=Path, metavar="OUT")
+
+    sub = command("export-hf", _export_hf, "write a Hugging Face folder: config, safetensors, tokenizer, model card")
+    sub.add_argument("source", type=Path, metavar="IN", help="a checkpoint or a packed file")
+    sub.add_argument("target", type=Path, metavar="FOLDER")
+    sub.add_argument("--dictionary", type=Path, help="dict.txt, or the data that has it; otherwise as the model knows")
+    sub.add_argument("--bpe", type=Path, help="folder of encoder.json and vocab.bpe")
+    sub.add_argument("--labels", help="names of the classes in order, such as negative,positive")
+    sub.add_argument("--head", help="classification head, where there are several")
+    sub.add_argument("--score", action="append", default=[], metavar="NAME=VALUE", help="measured, for the model card")
+    sub.add_argument("--onnx", action="store_true", help="write model.onnx too, checked in onnxruntime")
+
     sub = command("report", _report, "the tables, and the page with the figures, of a results.json")
     sub.add_argument("results", type=Path, metavar="RESULTS.json")
     sub.add_argument("--page", type=Path, help="HTML file to write")
     sub.add_argument("--csv", type=Path, help="CSV file to write, a row for each size, sparsity and bit width")
+    sub.add_argument("--weight-error-csv", type=Path, help="CSV file to write, a row for each size, module and method")
     sub.add_argument("--memory-limit", help="the memory at inference, such as 2MB: says what to ship")
     return parser
 
@@ -271,8 +298,9 @@ def _pack(options: argparse.Namespace) -> None:
     from train_large.compression.conversion import files_of, pack_checkpoint
     from train_large.compression.inspection import inspect
 
+    method = _method(options)
     files = files_of(options.source, options.data, options.bpe)
-    pack_checkpoint(options.source, options.target, _method(options), files)
+    pack_checkpoint(options.source, options.target, method, files)
     found = inspect(options.target)
     print(
         f"{options.target}: {found.bytes_whole:,} bytes for {found.total.parameters:,} parameters, "
@@ -302,10 +330,54 @@ def _inspect(options: argparse.Namespace) -> None:
         print(f"wrote {options.csv}")
 
 
+def _predict(options: argparse.Namespace) -> None:
+    from train_large.compression.runtime import predict_lines
+
+    lines = (_utf8(line) for line in sys.stdin.buffer)
+    for line in predict_lines(options.file, lines, options.activations, options.batch, options.top, options.head):
+        print(line, flush=True)
+
+
+def _utf8(line: bytes) -> str:
+    try:
+        return line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 text ({error}): convert it first.") from None
+
+
+def _shrink(options: argparse.Namespace) -> None:
+    from train_large.compression.shrink import describe, shrink_checkpoint
+
+    print(describe(shrink_checkpoint(options.source, options.target)))
+
+
+def _export_hf(options: argparse.Namespace) -> None:
+    from train_large.export.huggingface import export_hf
+
+    scores = {}
+    for text in options.score:
+        name, _, value = text.partition("=")
+        try:
+            scores[name] = float(value)
+        except ValueError:
+            raise UserError(f"--score {text!r}: give a name and a number, such as accuracy=0.69.") from None
+    export = export_hf(
+        options.source,
+        options.target,
+        dictionary=options.dictionary,
+        bpe=options.bpe,
+        labels=options.labels.split(",") if options.labels else None,
+        head=options.head,
+        scores=scores,
+        onnx=options.onnx,
+    )
+    print(f"{options.target}: {export.architecture}, {sum(export.files.values()):,} bytes in {len(export.files)} files")
+
+
 def _report(options: argparse.Namespace) -> None:
     from train_large.report.page import write_page
     from train_large.report.results import load
-    from train_large.report.spreadsheet import write_csv
+    from train_large.report.spreadsheet import write_csv, write_weight_errors
     from train_large.report.tables import print_report
     from train_large.report.units import parse_bytes
 
@@ -318,6 +390,9 @@ def _report(options: argparse.Namespace) -> None:
     if options.csv:
         write_csv(results, options.csv)
         print(f"wrote {options.csv}")
+    if options.weight_error_csv:
+        write_weight_errors(results, options.weight_error_csv)
+        print(f"wrote {options.weight_error_csv}")
 
 
 def _fractions(text: str, flag: str) -> tuple[float, ...]:

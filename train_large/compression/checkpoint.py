@@ -298,7 +298,7 @@ def _last_update(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def _progress(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """`extra_state` without meters and averaged weights: where training stood, and its best score."""
-    known = {"train_iterator", "val_loss", "best", "previous_training_time"}
+    known = {"train_iterator", "val_loss", "best", "previous_training_time", "pruning"}
     extra = plain(_only(checkpoint.get("extra_state") or {}, known))
     return {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}, "val_loss": None, **extra}
 

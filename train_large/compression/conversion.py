@@ -132,7 +132,10 @@ def files_of(source: Path, data: Path | None = None, bpe: Path | None = None) ->
     given = data
     if data is None:
         section = configuration(read_checkpoint(source)).get("task") or {}
-        data = Path(str(section.get("data") or "").split(":")[0])
+        trained_on = str(section.get("data") or "").split(":")[0]
+        if not trained_on:
+            return {}
+        data = Path(trained_on)
     found: dict[str, str] = {}
     for name, places in {"dict.txt": ["input0/dict.txt", "dict.txt"], "labels.txt": ["label/dict.txt"]}.items():
         for place in places:
