@@ -63,7 +63,7 @@ $(PEERS_STAMP): constraints/peers.txt
 bench: $(STAMP) $(PEERS_STAMP)  ## speed and size beside other libraries, measured on this machine into bench/*.csv
 	PYTHONPATH=. $(BIN)/python bench/pruning_step.py 24
 	PYTHONPATH=. $(BIN)/python bench/packing.py
-	PYTHONPATH=. $(BIN)/python bench/shrink.py
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python bench/shrink.py 15
 	PYTHONPATH=. $(BIN)/python bench/latency.py --peers $(PEERS)/bin/python
 	PYTHONPATH=. $(BIN)/python bench/rate.py --demo $(OUT)
 	PYTHONPATH=. $(PEERS)/bin/python bench/coding.py

@@ -43,7 +43,7 @@ def main(out: Path, rounds: int) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
     # The task's own pruning and masking, without a run around it.
     task = PruningMaskedLMTask.__new__(PruningMaskedLMTask)
-    task.cfg = argparse.Namespace(prune_head=False, prune_scope="global")
+    task.cfg = argparse.Namespace(prune_head=False, prune_scope="global", prune_structure="weights")
     task._model, task._optimizer, task._masked = model, optimizer, []
     task._prune(SPARSITY)
     tokens = torch.randint(5, ENTRIES, (BATCH, LENGTH))

@@ -1,4 +1,5 @@
-"""Pre-norm RoBERTa in every size of the paper (section 2.1), with the layer sharing of Appendix C.
+"""Pre-norm RoBERTa in every size of the paper (section 2.1), with the layer sharing of Appendix C, and in the shapes
+that structured pruning leaves.
 
 State-dict names and computation are stock RoBERTa's, so stock fairseq loads an unshared checkpoint by
 `--arch roberta_prenorm --layernorm-embedding` and the flags for the size.
@@ -19,6 +20,9 @@ from fairseq.utils import safe_getattr
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from fairseq_plugins.models.narrow_attention import reshape_layers
+from train_large.compression.structures import parse_per_layer
+from train_large.errors import UserError
 from train_large.sizes import ROBERTA, SHARING, Size, default_ffn, default_heads
 
 MODEL = "prenorm_roberta"
@@ -55,6 +59,16 @@ class PrenormRobertaModel(RobertaModel):
         )
 
         parser.add_argument(
+            "--layer-heads",
+            metavar="A,A,...",
+            help="attention heads of each layer where they differ, each as wide as --encoder-attention-heads says",
+        )
+        parser.add_argument(
+            "--layer-ffn",
+            metavar="F,F,...",
+            help="rows of each layer's feed-forward network where they differ",
+        )
+        parser.add_argument(
             "--embedding-std",
             type=float,
             metavar="STD",
@@ -73,6 +87,12 @@ class PrenormRobertaModel(RobertaModel):
         prenorm_roberta(args)
         args.dictionary_digest = dictionary_digest(task.source_dictionary)
         model = super().build_model(args, task)
+        reshape_layers(
+            model.encoder.sentence_encoder.layers,
+            *(_per_layer(args, name) for name in ("layer_heads", "layer_ffn")),
+            width=args.encoder_embed_dim // args.encoder_attention_heads,
+            dropout=args.attention_dropout,
+        )
         share_layers(model.encoder.sentence_encoder.layers, args.share_layers)
         init_embeddings(model.encoder.sentence_encoder, args.embedding_std, args.position_init)
         return model
@@ -167,7 +187,43 @@ def prenorm_roberta(args: Namespace | DictConfig) -> None:
     args.share_layers = safe_getattr(args, "share_layers", "none")
     if args.share_layers not in SHARING:
         raise ValueError(f"--share-layers {args.share_layers}: give one of {', '.join(SHARING)}.")
+    _layer_shapes(args)
     base_architecture(args)
+
+
+def _layer_shapes(args: Namespace | DictConfig) -> None:
+    """Check --layer-heads and --layer-ffn; where all layers have the same, say so by the options of the whole model.
+
+    Raises ValueError, which names the flag.
+    """
+    args.layer_heads = safe_getattr(args, "layer_heads", None)
+    args.layer_ffn = safe_getattr(args, "layer_ffn", None)
+    for name, shared in (("layer_heads", ("all", "attention")), ("layer_ffn", ("all",))):
+        sizes, flag = _per_layer(args, name), f"--{name.replace('_', '-')}"
+        if sizes and args.share_layers in shared and len(set(sizes)) > 1:
+            raise ValueError(
+                f"--share-layers {args.share_layers} and {flag} {getattr(args, name)} contradict each other: "
+                "layers that are shared have one shape."
+            )
+        if sizes and safe_getattr(args, "encoder_layers_to_keep", None):
+            raise ValueError(f"--encoder-layers-to-keep and {flag} cannot be given together: leave one of them out.")
+    if set(_per_layer(args, "layer_heads") or ()) == {args.encoder_attention_heads}:
+        args.layer_heads = None
+    rows = set(_per_layer(args, "layer_ffn") or ())
+    if len(rows) == 1:
+        [args.encoder_ffn_embed_dim] = rows
+        args.layer_ffn = None
+
+
+def _per_layer(args: Namespace | DictConfig, name: str) -> tuple[int, ...] | None:
+    """`args.layer_heads` or `args.layer_ffn` as numbers. Raises ValueError, which names the flag."""
+    text = getattr(args, name)
+    if text is None:
+        return None
+    try:
+        return parse_per_layer(str(text), f"--{name.replace('_', '-')}", args.encoder_layers)
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 def _of_size(args: Namespace | DictConfig, size: Size) -> None:

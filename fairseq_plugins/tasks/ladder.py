@@ -41,6 +41,16 @@ from fairseq_plugins.run import (
     user_errors_end_the_run,
 )
 from train_large.compression.pruning import SCOPES, level_name, parse_levels, prunable, smallest, sparsity_of
+from train_large.compression.structures import (
+    STRUCTURES,
+    Block,
+    blocks,
+    highest_sparsity,
+    magnitudes,
+    smallest_structures,
+    spread,
+    structured_sparsity_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +79,10 @@ class LadderConfig(FairseqDataclass):
         default="global",
         metadata={"help": "the smallest weights of the whole model, or of each matrix by itself"},
     )
+    prune_structure: ChoiceEnum(STRUCTURES) = field(  # type: ignore[valid-type]
+        default="weights",
+        metadata={"help": "single weights, or whole attention heads, whole rows of the feed-forward networks, or both"},
+    )
     prune_head: bool = field(default=False, metadata={"help": "prune the classification head too"})
 
 
@@ -76,7 +90,7 @@ class LadderConfig(FairseqDataclass):
 class Progress:
     """How far a ladder has come: all that a resume needs, in plain values, for it is part of every checkpoint.
 
-    The masks are not in it: pruning to the level in hand once more picks the weights that are zero.
+    The masks are not in it: pruning to the level in hand once more picks the weights, or structures, that are zero.
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)  # the lines of ladder.jsonl
@@ -114,6 +128,11 @@ class Ladder(FairseqTask):
             fail(f"--recovery-epochs {cfg.recovery_epochs:g} must be 0 or more.")
         if cfg.recovery_interval < 0:
             fail(f"--recovery-interval {cfg.recovery_interval} must be some updates, or 0 for a tenth of an epoch.")
+        if cfg.prune_head and cfg.prune_structure != "weights":
+            fail(
+                f"--prune-head prunes weights of the classification head, --prune-structure {cfg.prune_structure} "
+                "whole structures of the layers: give one of them."
+            )
         root = root_config(cfg)
         if root is not None:
             _refuse_partial_models(root)
@@ -175,6 +194,7 @@ class Ladder(FairseqTask):
     def _start(self, update_num: int) -> None:
         """Before the first forward of this process."""
         self._began = time.monotonic()
+        self._check_structures()
         if not self.progress.records:
             self._warn_of_random_weights()
             score = self._measure()
@@ -242,10 +262,11 @@ class Ladder(FairseqTask):
         """Note that a level has been reached, and write the log anew: a level reached again after a kill stands in it
         once."""
         self._count_seconds()
-        zeros, total = sparsity_of(self._prunable())
+        zeros, total = self._zeros()
         record = {
             "level": len(self.progress.records),
             "sparsity": sparsity,
+            "structure": str(self.cfg.prune_structure),
             "zeros": zeros,
             "prunable": total,
             "metric": self._metric,
@@ -287,22 +308,75 @@ class Ladder(FairseqTask):
     def _prunable(self) -> dict[str, Tensor]:
         return prunable(dict(_inner(self._model).named_parameters()), self.cfg.prune_head)
 
+    def _structured(self) -> bool:
+        return self.cfg.prune_structure != "weights"
+
+    def _blocks(self) -> list[Block]:
+        """What structures are pruned of; empty where single weights are."""
+        if not self._structured():
+            return []
+        model = _inner(self._model)
+        heads = {name: module.num_heads for name, module in model.named_modules() if hasattr(module, "num_heads")}
+        return blocks(dict(model.named_parameters()), heads, str(self.cfg.prune_structure))
+
+    def _zeros(self) -> tuple[int, int]:
+        """How many of the weights that may go are gone, and how many there are."""
+        return structured_sparsity_of(self._blocks()) if self._structured() else sparsity_of(self._prunable())
+
+    def _smallest(self, sparsity: float) -> dict[str, Tensor]:
+        """Masks of what goes at `sparsity`, by the parameters' names."""
+        if not self._structured():
+            return smallest(self._prunable(), sparsity, self.cfg.prune_scope)
+        found = self._blocks()
+        return spread(found, smallest_structures(found, sparsity, self.cfg.prune_scope))
+
+    def _check_structures(self) -> None:
+        """End the run where the structures cannot be pruned as asked, before time is spent."""
+        asked = str(self.cfg.prune_structure)
+        begun = self.progress.records[0].get("structure", "weights") if self.progress.records else asked
+        if begun != asked:
+            fail(
+                f"{self._path(LOG)}: this ladder was begun with --prune-structure {begun}, not {asked}; "
+                "run with the same flags, or start again with another --save-dir."
+            )
+        if not self._structured():
+            return
+        found = self._blocks()
+        top = highest_sparsity(found)
+        if not top:
+            fail(
+                f"--prune-structure {asked}: no layer of this model has more than one to prune, and one stays in each; "
+                "take another --prune-structure."
+            )
+        total = sum(block.size * block.count for block in found)
+        # A level between two numbers of structures is met from below; one with room for another structure is not met.
+        too_much = round(top * total) + min(block.size for block in found)
+        if self.cfg.prune_scope == "global" and round(self.levels[-1] * total) >= too_much:
+            fail(
+                f"--sparsity-levels {self.cfg.sparsity_levels}: --prune-structure {asked} can prune "
+                f"{math.floor(1000 * top) / 10:g} % of this model's at most, since one stays in each layer; "
+                "leave out the levels above that."
+            )
+
     @torch.no_grad()
     def _prune(self, sparsity: float) -> None:
-        weights = self._prunable()
-        zeros, total = sparsity_of(weights)
+        zeros, total = self._zeros()
         if zeros > round(sparsity * total):
             logger.warning(f"the model has {zeros / total:.2%} zeros already: more than {level_name(sparsity)} %")
-        pruned = smallest(weights, sparsity, self.cfg.prune_scope)
+        pruned = self._smallest(sparsity)
+        weights = dict(_inner(self._model).named_parameters())
         masters = dict(_masters(self._optimizer))
         self._masked = []
-        for name, weight in weights.items():
+        for name, gone in pruned.items():
+            weight = weights[name]
             for tensor in (weight.data, *([masters[weight]] if weight in masters else [])):
-                tensor.masked_fill_(pruned[name], 0)
-                kept = ~pruned[name]
+                tensor.masked_fill_(gone, 0)
+                kept = ~gone
                 # On a CPU a product with the same type takes a sixth of the time of one with bool; elsewhere memory is
                 # what counts.
                 self._masked.append((tensor, kept.to(tensor.dtype) if tensor.device.type == "cpu" else kept))
+        if self._structured():
+            logger.info(f"sparsity {level_name(sparsity)} %: {_left(self._blocks())} left")
 
     @torch.no_grad()
     def _keep_zero(self) -> None:
@@ -441,6 +515,16 @@ class Ladder(FairseqTask):
                 "no model to prune: neither --finetune-from-model nor --restore-file gives one, so random weights are "
                 "pruned; start with --finetune-from-model finetuned/checkpoint_best.pt"
             )
+
+
+def _left(found: list[Block]) -> str:
+    """How many structures are left of how many: "7 of 12 heads, 1024 of 2048 FFN rows"."""
+    counts = {}
+    for kind, what in (("heads", "heads"), ("ffn", "FFN rows")):
+        alive = [magnitudes(block) != 0 for block in found if block.kind == kind]
+        if alive:
+            counts[what] = (sum(int(mask.sum()) for mask in alive), sum(len(mask) for mask in alive))
+    return ", ".join(f"{left} of {count} {what}" for what, (left, count) in counts.items())
 
 
 def _refuse_partial_models(root: DictConfig) -> None:

@@ -20,6 +20,9 @@ import pytest
 import torch
 from fairseq.logging import metrics
 from fairseq.models import BaseFairseqModel
+from fairseq.models.transformer import TransformerConfig
+from fairseq.models.transformer.transformer_config import EncDecBaseConfig
+from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from fairseq.optim.fp16_optimizer import FP16Optimizer, MemoryEfficientFP16Optimizer
 from fairseq.tasks import FairseqTask
 from omegaconf import OmegaConf
@@ -27,6 +30,8 @@ from torch import Tensor, nn
 
 from fairseq_plugins.tasks import ladder
 from fairseq_plugins.tasks.ladder import Ladder
+from train_large.compression.shrink import shrink_checkpoint
+from train_large.errors import UserError
 
 PLUGIN = Path(__file__).parents[2] / "fairseq_plugins"
 
@@ -174,11 +179,21 @@ def test_levels_that_do_no_harm_take_no_updates(data: Path, finetuned: Path, tmp
 @pytest.fixture(scope="module")
 def hard(data: Path, finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Any, ...]]:
     """A ladder that never recovers, so that every level takes its epoch, and the flags that it was run with."""
-    folder = tmp_path_factory.mktemp("hard")
+    return climb(data, finetuned, tmp_path_factory.mktemp("hard"))
+
+
+def climb(data: Path, finetuned: Path, folder: Path, *more: str) -> tuple[Path, tuple[Any, ...]]:
     flags = (CLASSIFY, PRUNE, "--sparsity-levels 0.30,0.60 --recovery 2 --recovery-epochs 1.5 --recovery-interval 25")
-    flags += ("--save-interval-updates 10 --finetune-from-model", finetuned)
+    flags += ("--save-interval-updates 10 --finetune-from-model", finetuned, *more)
     train(data, folder, *flags)
     return folder, flags
+
+
+@pytest.fixture(scope="module")
+def structured(data: Path, finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Any, ...]]:
+    """The same ladder of whole heads and rows."""
+    folder = tmp_path_factory.mktemp("structured")
+    return climb(data, finetuned, folder, "--prune-structure heads+ffn --weight-decay 0.1")
 
 
 @pytest.mark.slow
@@ -197,8 +212,11 @@ def test_levels_that_do_not_recover_take_their_epochs(hard: tuple[Path, tuple[An
 
 
 @pytest.mark.slow
-def test_a_killed_ladder_goes_on_where_it_was(data: Path, hard: tuple[Path, tuple[Any, ...]], tmp_path: Path) -> None:
-    folder, flags = hard
+@pytest.mark.parametrize("whole", ["hard", "structured"])
+def test_a_killed_ladder_goes_on_where_it_was(
+    data: Path, whole: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder, flags = request.getfixturevalue(whole)
     words = command("train", data, "--save-dir", tmp_path, BATCHES, QUIET, "--user-dir", PLUGIN, *flags)
     with open(tmp_path / "output", "w") as output:
         process = subprocess.Popen(words, stdout=output, stderr=output, env=environment())
@@ -214,10 +232,10 @@ def test_a_killed_ladder_goes_on_where_it_was(data: Path, hard: tuple[Path, tupl
 
     assert "going on at sparsity 60 %" in train(data, tmp_path, *flags)
     assert (tmp_path / "checkpoint_sparsity_30.pt").stat().st_mtime_ns == first
-    ours, whole = log(tmp_path), log(folder)
-    for record in (*ours, *whole):
+    ours, uninterrupted = log(tmp_path), log(folder)
+    for record in (*ours, *uninterrupted):
         assert record.pop("seconds") > 0
-    assert ours == whole
+    assert ours == uninterrupted
     # Not only as many zeros: the weights of the run that was never killed, to the last bit.
     resumed, uninterrupted = (load(path / "checkpoint_sparsity_60.pt")["model"] for path in (tmp_path, folder))
     assert all(torch.equal(resumed[name], tensor) for name, tensor in uninterrupted.items())
@@ -235,6 +253,84 @@ def test_what_is_zero_stays_zero_through_another_epoch(
     for name, tensor in before.items():
         assert torch.equal(tensor == 0, after[name] == 0)
     assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def structures(state: dict[str, Tensor], attentions: dict[str, int]) -> list[Tensor]:
+    """The weights of every head of `attentions` and of every FFN row, each in one vector, cut out by hand."""
+    found = []
+    for name, heads in attentions.items():
+        rows = len(state[f"{name}.q_proj.bias"]) // heads
+        for own in (slice(head * rows, (head + 1) * rows) for head in range(heads)):
+            cut = [state[f"{name}.{x}_proj.{kind}"][own] for x in "qkv" for kind in ("weight", "bias")]
+            found.append(torch.cat([part.flatten() for part in (*cut, state[f"{name}.out_proj.weight"][:, own])]))
+    for name in (name.removesuffix(".fc1.bias") for name in state if name.endswith(".fc1.bias")):
+        first, bias, second = (state[f"{name}.{part}"] for part in ("fc1.weight", "fc1.bias", "fc2.weight"))
+        found += [torch.cat([first[row], bias[row : row + 1], second[:, row]]) for row in range(len(bias))]
+    return found
+
+
+LAYERS = "encoder.sentence_encoder.layers"
+ATTENTIONS = {f"{LAYERS}.{layer}.self_attn": 2 for layer in (0, 1)}  # as SIZE has them
+
+
+@pytest.mark.slow
+def test_whole_heads_and_rows(structured: tuple[Path, tuple[Any, ...]], finetuned: Path) -> None:
+    before = structures(load(finetuned)["model"], ATTENTIONS)
+    total = sum(len(weights) for weights in before)
+    records = log(structured[0])
+    assert [(record["structure"], record["updates"]) for record in records] == [
+        ("heads+ffn", updates) for updates in (0, 60, 60)
+    ]
+    gone: list[bool] = [False] * len(before)
+    for record in records[1:]:
+        state = load(structured[0] / f"checkpoint_sparsity_{round(100 * record['sparsity'])}.pt")["model"]
+        after = structures(state, ATTENTIONS)
+        zero = [bool((weights == 0).all()) for weights in after]  # biases too, after 60 updates with momentum
+        count = sum(len(weights) for weights, is_zero in zip(after, zero) if is_zero)
+        assert record["zeros"] == count
+        assert record["prunable"] == total
+        row = len(before[-1])
+        assert round(record["sparsity"] * total) - row < count <= round(record["sparsity"] * total)
+        assert all(is_zero for is_zero, was in zip(zero, gone) if was)  # what is zero stays zero
+        # Nothing else is: whatever is left is finetuned.
+        left = torch.cat([weights for weights, is_zero in zip(after, zero) if not is_zero])
+        assert (left == 0).float().mean() < 0.001
+        gone = zero
+    smallest = min(weights.square().mean() for weights, is_zero in zip(before, zero) if not is_zero)
+    assert any(weights.square().mean() < smallest for weights, is_zero in zip(before, zero) if is_zero)
+
+
+def validated(data: Path, path: Path) -> dict[str, str]:
+    words = ("--user-dir", PLUGIN, "--path", path, BATCHES, "--cpu --no-progress-bar --valid-subset valid")
+    words += ("--task sentence_prediction --num-classes 2 --criterion sentence_prediction",)
+    line = next(line for line in run("validate", data, *words).splitlines() if "| accuracy " in line)
+    return dict(part.split() for part in line.split(" | ")[3:] if len(part.split()) == 2)
+
+
+@pytest.mark.slow
+def test_a_shrunk_level_scores_the_same_and_is_trained_further(
+    data: Path, structured: tuple[Path, tuple[Any, ...]], tmp_path: Path
+) -> None:
+    level = structured[0] / "checkpoint_sparsity_60.pt"
+    summary = shrink_checkpoint(level, tmp_path / "small.pt")
+    record = log(structured[0])[-1]
+    assert summary.parameters_before - summary.parameters == record["zeros"]
+    assert (tmp_path / "small.pt").stat().st_size < level.stat().st_size - 4 * record["zeros"] + 10_000
+    right, found = (validated(data, path) for path in (level, tmp_path / "small.pt"))
+    assert found["accuracy"] == right["accuracy"]
+    assert float(found["accuracy"]) == pytest.approx(100 * record["score"], abs=0.051)
+    assert float(found["loss"]) == pytest.approx(float(right["loss"]), abs=0.001)
+
+    # The first measurement of another ladder is the score of what it starts from.
+    words = (CLASSIFY.replace("roberta_prenorm", "prenorm_roberta --no-embedding-norm"), summary.flags, PRUNE)
+    words += ("--finetune-from-model", tmp_path / "small.pt", "--prune-structure ffn --sparsity-levels 0.2")
+    train(data, tmp_path / "on", *words, "--recovery 0.01")
+    first, last = log(tmp_path / "on")
+    assert first["score"] == record["score"]
+    assert last["prunable"] == sum(summary.ffn) * 65
+    again = shrink_checkpoint(tmp_path / "on" / "checkpoint_sparsity_20.pt", tmp_path / "smaller.pt")
+    assert again.heads == summary.heads
+    assert sum(again.ffn) == sum(summary.ffn) - last["zeros"] / 65
 
 
 @pytest.mark.slow
@@ -307,9 +403,8 @@ def test_masked_lm(data: Path, tmp_path: Path) -> None:
     assert float(validation.split("| ppl ")[1].split()[0]) == pytest.approx(1 / records[1]["score"], abs=0.01)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("flags", "metric"), [("", "inverse_perplexity"), ("--eval-bleu", "bleu")])
-def test_translation(tmp_path: Path, flags: str, metric: str) -> None:
+def translation(tmp_path: Path, *more: str) -> str:
+    """A ladder on reversed sentences, in the folder `out`."""
     for split, seed, count in (("train", 1, 160), ("valid", 2, 30)):
         for language, order in (("en", 1), ("fr", -1)):
             lines = (" ".join(line.split()[::order]) + "\n" for line, _ in sentences(seed, count))
@@ -319,7 +414,13 @@ def test_translation(tmp_path: Path, flags: str, metric: str) -> None:
     words += ("--decoder-embed-dim 16 --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32 --share-all-embeddings",)
     words += ("--encoder-attention-heads 2 --decoder-attention-heads 2 --optimizer adam --lr 1e-3",)
     words += ("--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --task pruning_translation",)
-    output = train(tmp_path / "bin", tmp_path / "out", *words, "--sparsity-levels 0.4,0.5 --recovery 0.5", flags)
+    return train(tmp_path / "bin", tmp_path / "out", *words, "--sparsity-levels 0.4,0.5", *more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "metric"), [("", "inverse_perplexity"), ("--eval-bleu", "bleu")])
+def test_translation(tmp_path: Path, flags: str, metric: str) -> None:
+    output = translation(tmp_path, "--recovery 0.5", flags)
     records = log(tmp_path / "out")
     assert [record["metric"] for record in records] == [metric] * 3
     state = load(tmp_path / "out" / "checkpoint_sparsity_50.pt")
@@ -329,6 +430,22 @@ def test_translation(tmp_path: Path, flags: str, metric: str) -> None:
     if metric == "inverse_perplexity":  # without the smoothing, as nll_loss is
         nll = float(output.split("valid on 'valid' subset")[-1].split("nll_loss ")[1].split()[0])
         assert 2**-nll == pytest.approx(records[-1]["score"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_heads_of_a_translation_model(tmp_path: Path) -> None:
+    """Those of the encoder, of the decoder and of what is between them; and shrinking says that it cannot."""
+    translation(tmp_path, "--recovery 2 --recovery-epochs 0.5 --prune-structure heads+ffn --prune-scope layer")
+    path = tmp_path / "out" / "checkpoint_sparsity_50.pt"
+    state = load(path)["model"]
+    attentions = ("encoder.layers.0.self_attn", "decoder.layers.0.self_attn", "decoder.layers.0.encoder_attn")
+    found = structures(state, dict.fromkeys(attentions, 2))
+    zero = [bool((weights == 0).all()) for weights in found]
+    assert [sum(zero[start : start + 2]) for start in (0, 2, 4)] == [1, 1, 1]
+    assert [sum(zero[start : start + 32]) for start in (6, 38)] == [16, 16]
+    assert log(tmp_path / "out")[-1]["zeros"] == sum(len(w) for w, is_zero in zip(found, zero) if is_zero)
+    with pytest.raises(UserError, match=f"{path}: .*transformer_iwslt_de_en"):
+        shrink_checkpoint(path, tmp_path / "small.pt")
 
 
 # -- flags --
@@ -347,6 +464,7 @@ def settings(**changed: Any) -> Any:
         ({"recovery": float("nan")}, "--recovery nan"),
         ({"recovery_epochs": -1.0}, "--recovery-epochs -1"),
         ({"recovery_interval": -1}, "--recovery-interval -1"),
+        ({"prune_structure": "heads", "prune_head": True}, "--prune-head"),
     ],
 )
 def test_bad_flags_end_the_run_with_one_sentence(changed: dict[str, Any], flag: str) -> None:
@@ -567,6 +685,106 @@ def test_momentum_does_not_bring_weights_back(tmp_path: Path, monkeypatch: pytes
         for name, master in masters_of(optimizer, model).items():
             if name in gone:
                 assert torch.equal(master == 0, gone[name].view(-1))
+
+
+class Layers(BaseFairseqModel):
+    """Two of fairseq's encoder layers, of `heads` heads and four rows."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        size = {"embed_dim": 4, "ffn_embed_dim": 4, "attention_heads": heads}
+        cfg = TransformerConfig(encoder=EncDecBaseConfig(**size), dropout=0.0)
+        self.layers = nn.ModuleList(TransformerEncoderLayerBase(cfg) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, None)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("heads", "task", "words"),
+    [
+        (1, {"prune_structure": "heads", "sparsity_levels": "0.1"}, "--prune-structure heads: no layer"),
+        (2, {"prune_structure": "heads", "sparsity_levels": "0.2,0.75"}, "--sparsity-levels 0.2,0.75: .* 50 %"),
+        (2, {"prune_structure": "heads+ffn", "sparsity_levels": "0.9"}, "--sparsity-levels 0.9: .* 58 %"),
+    ],
+)
+def test_structures_that_cannot_be_pruned_are_refused_at_the_start(
+    tmp_path: Path, heads: int, task: dict[str, str], words: str
+) -> None:
+    made, _ = ladder_of(tmp_path, 10, **task)
+    with pytest.raises(SystemExit, match=words):
+        begin(made.give(), model=Layers(heads))  # nothing is measured before
+    assert not list(tmp_path.iterdir())
+
+
+def test_levels_between_two_numbers_of_heads_are_met_from_below(tmp_path: Path) -> None:
+    task, _ = ladder_of(tmp_path, 10, sparsity_levels="0.2,0.3,0.7", prune_structure="heads", recovery_epochs=0)
+    begin(task.give(1.0, 1.0, 1.0, 1.0), model=Layers(2))
+    assert [record["zeros"] / record["prunable"] for record in log(tmp_path)] == [0, 0, 0.25, 0.5]
+    # By layer, each has as much room.
+    task, _ = ladder_of(tmp_path, 10, sparsity_levels="0.3,0.5,0.9", prune_structure="heads", recovery_epochs=0)
+    task.cfg.prune_scope = "layer"
+    begin(task.give(1.0, 1.0, 1.0, 1.0), model=Layers(2))
+    assert [record["zeros"] / record["prunable"] for record in log(tmp_path)] == [0, 0, 0.5, 0.5]
+
+
+def test_a_ladder_goes_on_with_the_structures_that_it_was_begun_with(tmp_path: Path) -> None:
+    task, _ = ladder_of(tmp_path, 100, sparsity_levels="0.5", prune_structure="ffn")
+    begin(task.give(1.0, 0.5), model=Layers(2))
+    state = json.loads(json.dumps(task.get_checkpoint_dict()))["Scores"]
+    again, _ = ladder_of(tmp_path, 100, sparsity_levels="0.5", prune_structure="heads")
+    again.set_checkpoint_dict(state)
+    with pytest.raises(SystemExit, match="--prune-structure ffn, not heads"):
+        begin(again.give(), model=Layers(2))
+    # A ladder of before there were structures is one of weights.
+    for record in state["records"]:
+        del record["structure"]
+    again.set_checkpoint_dict(state)
+    with pytest.raises(SystemExit, match="--prune-structure weights, not heads"):
+        begin(again.give(), model=Layers(2))
+
+
+@pytest.mark.parametrize("kind", ["flat", "list", "memory-efficient"])
+def test_momentum_does_not_bring_biases_of_structures_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """In half precision, where the optimizer has a copy of its own."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
+    task, cfg = ladder_of(tmp_path, 100, sparsity_levels="0.5", recovery_interval=1000, prune_structure="heads+ffn")
+    cfg.common.fp16_no_flatten_grads = kind == "list"
+    model = Layers(2).half()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) / 4)
+    made = MemoryEfficientFP16Optimizer if kind == "memory-efficient" else FP16Optimizer
+    optimizer = made.build_optimizer(cfg, list(model.parameters()))
+    x = torch.randn(3, 2, 4).half()
+
+    def backward() -> None:
+        optimizer.zero_grad()
+        optimizer.backward(model(x).float().pow(3).sum())
+        optimizer.clip_grad_norm(0)
+
+    backward()
+    optimizer.step()
+    begin(task.give(1.0, 0.5), optimizer, model)
+    gone = {name: weight == 0 for name, weight in model.named_parameters() if (weight == 0).any()}
+    biases = {name.split(".")[-2] for name in gone if name.endswith(".bias")}
+    assert biases >= {"q_proj", "k_proj", "v_proj", "fc1"}
+    assert not biases & {"out_proj", "fc2"}
+    for _ in range(3):
+        backward()
+        task.optimizer_step(optimizer, model, 0)
+    for name, weight in model.named_parameters():
+        if name in gone:
+            assert torch.equal(weight == 0, gone[name]), name
+    if kind != "memory-efficient":
+        for name, master in masters_of(optimizer, model).items():
+            if name in gone:
+                assert torch.equal(master == 0, gone[name].view(-1)), name
 
 
 class Measured(Ladder, FairseqTask):

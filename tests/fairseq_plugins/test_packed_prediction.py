@@ -1,0 +1,362 @@
+"""train_large.compression.runtime against fairseq's own model on the unpacked weights."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq.data import Dictionary
+from fairseq.data.encoders.gpt2_bpe import GPT2BPE, GPT2BPEConfig
+from fairseq.models.roberta.model import RobertaModel, base_architecture
+from torch import Tensor
+
+from fairseq_plugins.models.prenorm_roberta import PrenormRobertaModel
+from train_large.compression import network
+from train_large.compression.checkpoint import stock_form
+from train_large.compression.kernels import BFLOAT16, FLOAT32, INT8, supported
+from train_large.compression.packed import write_packed
+from train_large.compression.quantization import Quantized, dequantize, quantize_tensor
+from train_large.compression.runtime import Model, load_model, predict_lines
+from train_large.compression.storage import tied_to
+from train_large.data.bpe import train_bpe
+from train_large.errors import UserError
+
+TASK = {"init_token": 0, "separator_token": 2}
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "it",
+    "was",
+    "good",
+    "but",
+    "not",
+    "very",
+    "bad",
+    "so",
+    "we",
+    "went",
+]
+
+
+class Task:
+    def __init__(self, entries: int = 60) -> None:
+        self.source_dictionary = Dictionary()
+        for i in range(entries - 5):
+            self.source_dictionary.add_symbol(str(i))
+        self.source_dictionary.add_symbol("<mask>")
+
+
+def build(stock: bool = False, heads: Sequence[str] = ("head",), classes: int = 3, **args: Any) -> RobertaModel:
+    """A model with weights large enough that its labels differ from sentence to sentence."""
+    defaults = {"encoder_layers": 3, "encoder_embed_dim": 32, "encoder_attention_heads": 4, "max_positions": 20}
+    torch.manual_seed(1)
+    namespace = argparse.Namespace(**{**defaults, **args})
+    if stock:
+        base_architecture(namespace)
+    model = (RobertaModel if stock else PrenormRobertaModel).build_model(namespace, Task())
+    for head in heads:
+        model.register_classification_head(head, num_classes=classes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+        model.encoder.sentence_encoder.embed_tokens.weight[1] = 0  # as training keeps it
+    return model.eval()
+
+
+def pack(model: RobertaModel, bits: int, granularity: str = "tensor") -> dict[str, Quantized | Tensor]:
+    """The model's tensors as a packed file has them; the model itself gets the weights that they stand for."""
+    state = model.state_dict()
+    first = tied_to(state)
+    tensors: dict[str, Quantized | Tensor] = {}
+    for name, weight in state.items():
+        if name not in first or bits == 32:
+            tensors[name] = weight.clone()
+        elif first[name] == name:
+            tensors[name] = quantize_tensor(weight, bits, granularity)
+    tensors = {name: tensors[first.get(name, name)] for name in state}
+    model.load_state_dict({n: dequantize(t) if isinstance(t, Quantized) else t for n, t in tensors.items()})
+    return tensors
+
+
+def checkpoint(model: RobertaModel) -> dict[str, Any]:
+    cfg = {"model": {**vars(model.args), "arch": "prenorm_roberta", "_name": "prenorm_roberta"}, "task": TASK}
+    if not isinstance(model, PrenormRobertaModel):
+        cfg["model"].update(arch="roberta", _name="roberta")
+    return {
+        key: value for key, value in stock_form({"cfg": cfg, "model": model.state_dict()}).items() if key != "model"
+    }
+
+
+def load(model: RobertaModel, bits: int, activations: str = FLOAT32, granularity: str = "tensor", **more: Any) -> Model:
+    return Model.from_tensors(pack(model, bits, granularity), checkpoint(model), {}, activations, **more)
+
+
+def sentences(count: int, longest: int = 20) -> list[list[int]]:
+    draw = torch.Generator().manual_seed(7)
+    lengths = torch.randint(1, longest + 1, (count,), generator=draw).tolist()
+    return [[0, *torch.randint(4, 60, (length - 1,), generator=draw).tolist()] for length in lengths]
+
+
+@torch.no_grad()
+def by_fairseq(model: RobertaModel, ids: Sequence[Sequence[int]], head: str = "head") -> Tensor:
+    """In one padded batch."""
+    padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(s) for s in ids], batch_first=True, padding_value=1)
+    return model(padded, classification_head_name=head)[0]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 32])
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group:16"])
+def test_float32_gives_the_logits_of_the_unpacked_model(bits: int, granularity: str) -> None:
+    model = build()
+    packed = load(model, bits, granularity=granularity)
+    ids = sentences(40)
+    logits, again = packed.logits(ids)
+    torch.testing.assert_close(logits, by_fairseq(model, ids), rtol=1e-5, atol=1e-5)
+    assert not again.any()
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "shared": {"share_layers": "all"},
+    "shared attention": {"share_layers": "attention"},
+    "no embedding norm": {"no_embedding_norm": True},
+    "shrunk": {"layer_heads": "4,1,2", "layer_ffn": "128,17,30"},
+    "one layer": {"encoder_layers": 1},
+    "stock, norms after": {"stock": True},
+    "untied": {"untie_weights_roberta": True},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sparsity", [0, 0.6])
+def test_shapes(shape: str, sparsity: float) -> None:
+    model = build(**SHAPES[shape])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter[torch.rand_like(parameter) < sparsity] = 0
+    packed = load(model, 5)
+    ids = sentences(20)
+    torch.testing.assert_close(packed.logits(ids)[0], by_fairseq(model, ids), rtol=1e-5, atol=1e-5)
+    state = model.state_dict()
+    distinct = sum(state[name].numel() for name, first in tied_to(state).items() if name == first)
+    assert packed.network.nbytes < 4 * distinct * (0.6 if shape != "untied" else 0.7)
+
+
+@pytest.mark.parametrize("activations", [INT8, BFLOAT16])
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_labels_are_those_of_the_unpacked_model(activations: str, bits: int) -> None:
+    if not supported(activations):
+        pytest.skip("not on this CPU")
+    model = build()
+    packed = load(model, bits, activations)
+    ids = sentences(400)
+    logits, again = packed.logits(ids)
+    expected = by_fairseq(model, ids)
+    assert len(expected.argmax(1).unique()) > 1
+    assert torch.equal(logits.argmax(1), expected.argmax(1))
+    # Close calls are float32's, and no others.
+    lead = packed._logits([torch.tensor(s) for s in ids], activations).topk(2).values
+    assert torch.equal(again, lead[:, 0] - lead[:, 1] < packed.doubt)
+    assert 0 < again.sum() < 200
+    torch.testing.assert_close(logits[again], expected[again], rtol=1e-5, atol=1e-5)
+    assert (logits - expected)[~again].abs().max() > 1e-5
+    assert (logits - expected).abs().max() < packed.doubt
+
+
+@pytest.mark.parametrize("activations", [INT8, BFLOAT16, FLOAT32])
+def test_a_sentence_does_not_see_its_batch(activations: str) -> None:
+    if not supported(activations):
+        pytest.skip("not on this CPU")
+    model = build(max_positions=200)
+    packed = load(model, 6, activations)
+    ids = sentences(12, longest=200)
+    together, _ = packed.logits(ids)
+    alone = torch.cat([packed.logits([one])[0] for one in ids])
+    torch.testing.assert_close(together, alone, rtol=0, atol=2e-6 if activations == INT8 else 1e-5)
+
+
+def test_masked_words() -> None:
+    model = build(heads=())
+    packed = load(model, 4)
+    ids = [torch.tensor(one + [59] + [5] * 3) for one in sentences(6, longest=15)]
+    places = [torch.tensor([len(one) - 4]) for one in ids]
+    with torch.inference_mode():
+        found = network.features(packed.network, ids, places, FLOAT32)
+        logits = network.word_logits(packed.network.word_head, found)
+        expected = torch.cat([model(one[None])[0][0, place] for one, place in zip(ids, places)])
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize(("layers", "hidden"), [(6, 512), (12, 768)])
+def test_resident_weights_are_k_bits_and_3_per_cent(layers: int, hidden: int, bits: int) -> None:
+    shapes = {
+        "embed_tokens": (50265, hidden),
+        "embed_positions": (514, hidden),
+        "layernorm_embedding": (hidden,),
+        "layer_norm": (hidden,),
+    }
+    for i in range(layers):
+        for name, shape in (("fc1", (4 * hidden, hidden)), ("fc2", (hidden, 4 * hidden))):
+            shapes[f"layers.{i}.{name}"] = shape
+        shapes |= {f"layers.{i}.self_attn.{part}_proj": (hidden, hidden) for part in ("q", "k", "v", "out")}
+        shapes |= {f"layers.{i}.{norm}_layer_norm": (hidden,) for norm in ("self_attn", "final")}
+    shapes = {f"encoder.sentence_encoder.{name}": shape for name, shape in shapes.items()}
+    shapes |= {"classification_heads.head.dense": (hidden, hidden), "classification_heads.head.out_proj": (2, hidden)}
+    shapes |= {"encoder.lm_head.dense": (hidden, hidden), "encoder.lm_head.layer_norm": (hidden,)}
+    tensors: dict[str, Quantized | Tensor] = {}
+    for name, shape in shapes.items():
+        indices = torch.randint(2**bits, shape, dtype=torch.uint8)
+        tensors[f"{name}.weight"] = Quantized(indices, torch.tensor([-1.0]), torch.tensor([0.1]), None, "tensor", bits)
+        if "embed_" not in name:
+            tensors[f"{name}.bias"] = torch.zeros(shape[0])
+    tensors["encoder.lm_head.weight"] = tensors["encoder.sentence_encoder.embed_tokens.weight"]
+    tensors["encoder.lm_head.bias"] = torch.zeros(50265)
+    model = {"encoder_layers": layers, "encoder_embed_dim": hidden, "encoder_attention_heads": hidden // 64}
+    built = network.build(tensors, {**model, "encoder_normalize_before": True})
+    distinct = {id(t): t.indices.numel() if isinstance(t, Quantized) else t.numel() for t in tensors.values()}
+    fp32 = 4 * sum(distinct.values())
+    for precision in (INT8, BFLOAT16, FLOAT32):
+        assert built.nbytes + built.scratch_nbytes(precision) <= (bits / 32 + 0.03) * fp32
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("activation_fn", "relu"), ("pooler_activation_fn", "relu"), ("encoder_learned_pos", False)]
+)
+def test_what_is_not_computed_here_is_refused_by_its_flag(option: str, value: object) -> None:
+    model = build()
+    setattr(model.args, option, value)
+    with pytest.raises(UserError, match=f"--{option.replace('_', '-')} {value}"):
+        load(model, 4)
+
+
+def test_heads_and_activations() -> None:
+    model = build(heads=("one", "two"))
+    with pytest.raises(UserError, match="one, two"):
+        load(model, 4)
+    with pytest.raises(UserError, match="--head three"):
+        load(model, 4, head="three")
+    packed = load(model, 4, head="two")
+    torch.testing.assert_close(
+        packed.logits([[0, 5, 2]])[0], by_fairseq(model, [[0, 5, 2]], "two"), rtol=1e-5, atol=1e-5
+    )
+    with pytest.raises(UserError, match="--activations int4"):
+        load(model, 4, "int4", head="two")
+    tensors = pack(model, 4)
+    del tensors["encoder.sentence_encoder.layers.1.fc1.weight"]
+    with pytest.raises(UserError, match=r"layers\.1\.fc1\.weight"):
+        network.build(tensors, checkpoint(model)["cfg"]["model"])
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, str]:
+    """A BPE, and a dictionary in which it has the order of its numbers backwards, two of them missing."""
+    files = train_bpe([" ".join(WORDS)] * 3, 300)
+    count = files["encoder.json"].count(": ")
+    entries = [f"{i} 1\n" for i in reversed(range(count)) if i not in (40, 50)]
+    return {**files, "dict.txt": "".join(entries), "labels.txt": "bad 7\nmiddling 6\ngood 5\nmadeupword0000 0\n"}
+
+
+def write(model: RobertaModel, files: dict[str, str], path: Path) -> Path:
+    by_object: dict[int, str] = {}
+    tensors = [(name, by_object.setdefault(id(t), name), t) for name, t in pack(model, 6).items()]
+    write_packed(((name, t if name == first else first) for name, first, t in tensors), checkpoint(model), files, path)
+    return path
+
+
+def encoded(texts: dict[str, str], folder: Path, *parts: str) -> list[int]:
+    """By fairseq's BPE and dictionary, joined as its task does."""
+    for name in ("encoder.json", "vocab.bpe", "dict.txt"):
+        (folder / name).write_text(texts[name])
+    bpe = GPT2BPE(
+        GPT2BPEConfig(gpt2_encoder_json=str(folder / "encoder.json"), gpt2_vocab_bpe=str(folder / "vocab.bpe"))
+    )
+    dictionary = Dictionary.load(str(folder / "dict.txt"))
+    ids = [0]
+    for number, part in enumerate(parts):
+        ids += [2] * bool(number)
+        ids += dictionary.encode_line(bpe.encode(part), append_eos=True, add_if_not_exist=False).tolist()
+    return ids
+
+
+def text_model(texts: dict[str, str], heads: Sequence[str]) -> RobertaModel:
+    entries = len(texts["dict.txt"].splitlines()) + 5
+    task = Task(entries)
+    torch.manual_seed(3)
+    args = argparse.Namespace(encoder_layers=2, encoder_embed_dim=32, encoder_attention_heads=4, max_positions=24)
+    model = PrenormRobertaModel.build_model(args, task)
+    for head in heads:
+        model.register_classification_head(head, num_classes=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+LINES = ["the cat sat on a mat", "  it was good  ", "", "so bad\tnot very good", "x(>y", " ".join(WORDS * 2)]
+
+
+def test_lines_of_text(texts: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = text_model(texts, ["head"])
+    path = write(model, texts, tmp_path / "model.packed")
+    ids = [encoded(texts, tmp_path, *(part.strip() for part in line.split("\t"))) for line in LINES]
+    assert len(ids[-1]) > 24
+    expected = by_fairseq(model, [one[:24] for one in ids]).softmax(1)
+    names = ["bad", "middling", "good"]
+    printed = list(predict_lines(path, (line + "\n" for line in LINES), FLOAT32, batch=4, top=3))
+    assert "cut after 24 tokens" in capsys.readouterr().err
+    for line, probabilities in zip(printed, expected, strict=True):
+        best = probabilities.argsort(descending=True).tolist()
+        words = line.split("\t")
+        assert words[::2] == [names[i] for i in best]
+        assert [float(word) for word in words[1::2]] == pytest.approx(probabilities[best].tolist(), abs=6e-5)
+    auto = list(predict_lines(path, LINES, batch=1))
+    assert [line.split("\t")[0] for line in auto] == [names[i] for i in expected.argmax(1).tolist()]
+
+
+def test_lines_are_read_a_batch_at_a_time(texts: dict[str, str], tmp_path: Path) -> None:
+    path = write(text_model(texts, ["head"]), texts, tmp_path / "model.packed")
+    read: list[str] = []
+    printed = predict_lines(path, (read.append(line) or line for line in LINES), FLOAT32, batch=2)
+    next(printed)
+    assert len(read) == 2
+
+
+def test_lines_with_a_mask(texts: dict[str, str], tmp_path: Path) -> None:
+    model = text_model(texts, [])
+    path = write(model, texts, tmp_path / "model.packed")
+    [line] = predict_lines(path, ["the cat <mask> on a mat"], FLOAT32, top=2)
+    before, after = encoded(texts, tmp_path, "the cat")[:-1], encoded(texts, tmp_path, " on a mat")[1:]
+    mask = len(texts["dict.txt"].splitlines()) + 4
+    with torch.no_grad():
+        probabilities = model(torch.tensor([[*before, mask, *after]]))[0][0, len(before)].softmax(0)
+    best = probabilities.topk(2)
+    words = line.split("\t")
+    assert [float(word) for word in words[1::2]] == pytest.approx(best.values.tolist(), abs=6e-5)
+    assert words[::2] == [load_model(path)._vocabulary.word(i) for i in best.indices.tolist()]
+    with pytest.raises(UserError, match="0 times <mask>"):
+        list(predict_lines(path, ["the cat"], FLOAT32))
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"), [("dict.txt", "no dict.txt"), ("vocab.bpe", "no vocab.bpe"), ("labels.txt", None)]
+)
+def test_files_that_are_missing(texts: dict[str, str], tmp_path: Path, missing: str, message: str | None) -> None:
+    files = {name: text for name, text in texts.items() if name != missing}
+    path = write(text_model(texts, ["head"]), files, tmp_path / "model.packed")
+    if message is None:
+        [line] = predict_lines(path, ["the cat"])
+        assert line.split("\t")[0] in ("0", "1", "2")
+    else:
+        with pytest.raises(UserError, match=message):
+            list(predict_lines(path, ["the cat"]))
