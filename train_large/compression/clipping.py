@@ -89,7 +89,7 @@ def _of_long(w_N: Tensor, zero_N: Tensor | None, bits: int) -> tuple[Tensor, Ten
     extremes = [part.aminmax() for part in _parts(w_N, zero_N) if part.numel()]
     if not extremes:
         return torch.zeros(()), torch.zeros(())
-    low, high = min(part.min for part in extremes), max(part.max for part in extremes)
+    low, high = torch.stack([part.min for part in extremes]).amin(), torch.stack([part.max for part in extremes]).amax()
     whole = torch.stack([low, high])
     width = float(high) - float(low)
     if not 0 < width < torch.inf or np.float32(width / _BINS) == 0:

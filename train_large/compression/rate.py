@@ -30,18 +30,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train_large.compression.quantization import Quantized, Quantizer, dequantize
+from train_large.compression.inspection import entropy, entropy_bound
+from train_large.compression.quantization import MAX_BITS, Quantized, Quantizer, dequantize
 from train_large.compression.storage import RANGE_BYTES, tied_to
 from train_large.errors import UserError
 
 VECTOR_WEIGHT = 64
-MOST_BITS = 15  # of an index
 
 _CHUNK = 1 << 18  # weights at a time: bounds the temporaries
 _BINS = 1 << 17  # of a histogram, on each side of zero
 _FINEST = 16000  # steps from zero to the largest magnitude: indices from -16000 to 16000 have 15 bits
 _PER_OCTAVE = 32  # steps on the ladder between one and its double
 _LEAST_ERROR = 1e-3  # relative, of a matrix: finer steps are not looked at
+_GUESSES = 6
 _CLOSE = 2e-4  # of the target: a search ends when no better choice can gain more
 
 Size = Callable[[Quantizer], int]
@@ -63,9 +64,9 @@ def quantize_to_step(w: Tensor, step: float) -> Quantized:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise UserError("weights that are not finite cannot be quantized.")
     low, high = min(low, 0.0), max(high, 0.0)
-    if (high - low) / step >= 2**MOST_BITS - 2:
+    if (high - low) / step >= 2**MAX_BITS - 2:
         raise UserError(
-            f"steps of {step:g} from {low:g} to {high:g}, zero among them, make indices of more than {MOST_BITS} bits: "
+            f"steps of {step:g} from {low:g} to {high:g}, zero among them, make indices of more than {MAX_BITS} bits: "
             "give a larger step."
         )
     digits = 23 - _width(low, high, step)  # one to spare, since a shortened step may need one bit more
@@ -95,26 +96,6 @@ def quantize_to_step(w: Tensor, step: float) -> Quantized:
     )
 
 
-def entropy_bytes(q: Quantized) -> float:
-    """What no coder of single indices goes below: their zeroth-order entropy, of zeros too, and the range's 8 bytes.
-
-    An index at a masked place is taken for an index of its own: the mask is coded with the indices.
-    """
-    counts = np.zeros(1, dtype=np.int64)
-    masked = 0
-    mask = None if q.mask is None else q.mask.reshape(-1)
-    flat = q.indices.reshape(-1)
-    for start in range(0, flat.numel(), _CHUNK):
-        part = flat[start : start + _CHUNK]
-        if mask is not None:
-            kept = mask[start : start + _CHUNK]
-            part, masked = part[kept], masked + int((~kept).sum())
-        more = np.bincount(part.to(torch.int64).numpy(), minlength=len(counts))
-        more[: len(counts)] += counts
-        counts = more
-    return _entropy(np.append(counts, masked)) / 8 + RANGE_BYTES * q.step.numel()
-
-
 def relative_error(model_state: Mapping[str, Tensor], quantizer: Quantizer) -> float:
     """||w - w'|| / ||w|| over all parameters of a state dict together, tied ones once; 0 where all weights are 0."""
     error = norm = 0.0
@@ -139,7 +120,7 @@ def steps_for(
     """A step for every parameter: the fewest bytes with a `relative_error` of at most `target_error`, or the smallest
     error with at most `target_bytes` bytes by `size`.
 
-    `size` is the bytes of the model as a quantizer makes it, by default the sum of `entropy_bytes`. It is called some
+    `size` is the bytes of the model as a quantizer makes it, by default the sum of `entropy_bound`. It is called some
     five times. No tensor's step is larger than its largest weight, so that none becomes zero altogether.
 
     Raises UserError unless exactly one target is given, for a target that no choice of steps meets (it says the
@@ -164,7 +145,7 @@ def steps_for(
 
     def bound(plan: int) -> float:
         chosen = plans.steps(plan)
-        return sum(entropy_bytes(quantize_to_step(tensor, chosen[name])) for name, tensor in weights.items())
+        return sum(entropy_bound(quantize_to_step(tensor, chosen[name])) for name, tensor in weights.items())
 
     if target_error is not None:
         last = len(plans.errors) - 1
@@ -173,7 +154,7 @@ def steps_for(
         )
         if found is None:
             raise UserError(
-                f"--target-error {target_error:g}: indices of {MOST_BITS} bits reach {reached:.3g}: give at least that."
+                f"--target-error {target_error:g}: the finest steps leave {1.01 * reached:.2g}: give at least that."
             )
         return steps(last - found)
     assert target_bytes is not None
@@ -252,8 +233,12 @@ def _largest(estimates: np.ndarray, measure: Callable[[int], float], target: flo
     below, above = -1, len(estimates)
     reached = measured = math.nan
     scale = 1.0
+    tries = 0
     while above - below > 1:
+        tries += 1
         guess = int(np.searchsorted(estimates, target / scale * (1 - _CLOSE / 2), side="right")) - 1
+        if tries > _GUESSES:  # measures that are far from proportional: halve
+            guess = (below + above) // 2
         at = min(max(guess, below + 1), above - 1)
         measured = measure(at)
         if measured <= target:
@@ -324,17 +309,10 @@ def _rate_distortion(flat: Tensor, largest: float, steps: np.ndarray, least_erro
         count, total = np.diff(count_before[borders]), np.diff(sum_before[borders])
         inner, norm = float(n @ total), float(np.square(n) @ count)
         error = max(0.0, squares - (inner * inner / norm if norm else 0.0))
-        points[i] = _entropy(count), error * unit**2
+        points[i] = entropy(count), error * unit**2
         if error < least_error**2 * squares:
             return points[: i + 1]
     return points
-
-
-def _entropy(counts: np.ndarray) -> float:
-    """Bits for all of the symbols that were counted."""
-    counts = counts[counts > 0].astype(np.float64)
-    total = counts.sum()
-    return float(total * np.log2(total) - counts @ np.log2(counts)) if len(counts) > 1 else 0.0
 
 
 def _once(model_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
