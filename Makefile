@@ -65,9 +65,9 @@ bench: $(STAMP) $(PEERS_STAMP)  ## speed and size beside other libraries, measur
 	PYTHONPATH=. $(BIN)/python bench/packing.py
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python bench/shrink.py 15
 	PYTHONPATH=. $(BIN)/python bench/latency.py --peers $(PEERS)/bin/python
-	PYTHONPATH=. $(BIN)/python bench/rate.py --demo $(OUT)
 	PYTHONPATH=. $(PEERS)/bin/python bench/coding.py
 	PYTHONPATH=. $(PEERS)/bin/python bench/file_size.py --demo $(OUT)
+	PYTHONPATH=.:user_dir_examples/pocket $(BIN)/python bench/rate.py --demo $(OUT) --model runs/downloads/minilm.safetensors
 
 clean:  ## remove the environment and what runs left
 	rm -rf $(VENV) $(PEERS) runs build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -139,6 +139,8 @@ def entropy_bound(tensor: Quantized | Tensor) -> float:
 def entropy(counts: np.ndarray) -> float:
     """The bits that symbols take which come `counts` times each: their number times their empirical entropy."""
     counts = counts[counts > 0]
+    if not len(counts):
+        return 0.0
     return float(np.sum(counts * (np.log2(counts.sum()) - np.log2(counts))))
 
 

@@ -79,7 +79,8 @@ def quantize_tensor(w: Tensor, bits: int, granularity: str = "tensor", clip: boo
     w_GxN = _in_blocks(w.detach(), block_size(tuple(w.shape), granularity))
     has_zeros = int(torch.count_nonzero(w)) < w.numel()
     if clip:
-        low_Gx1, high_Gx1 = clipped_range(w_GxN, w_GxN == 0 if has_zeros else None, bits)
+        padded = has_zeros or w_GxN.numel() > w.numel()  # with zeros, which are no weights either
+        low_Gx1, high_Gx1 = clipped_range(w_GxN, w_GxN == 0 if padded else None, bits)
     else:
         low_Gx1, high_Gx1 = _range(w_GxN)
     last = 2**bits - 1

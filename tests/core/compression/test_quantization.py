@@ -159,3 +159,21 @@ def test_bits_as_typed(text):
 def test_other_bits_are_refused_with_the_way_out(text):
     with pytest.raises(UserError, match=r"^--bits .*2 to 8.*32"):
         parse_bits(text)
+
+
+@settings(deadline=None, max_examples=60)
+@given(heavy_tails(), st.sampled_from(BITS), st.sampled_from(["tensor", "row", "group:24"]))
+def test_a_clipped_range_is_never_worse(weights, bits, kind):
+    w = torch.from_numpy(weights)
+    errors = [
+        (dequantize(quantize_tensor(w, bits, kind, clip)).double() - w.double()).square().sum().item()
+        for clip in (False, True)
+    ]
+    assert errors[1] <= errors[0] * (1 + 1e-6)
+
+
+def test_what_fills_up_the_last_group_is_no_weight():
+    w = 5 + torch.rand(80, generator=torch.Generator().manual_seed(0))
+    whole, tail = (quantize_tensor(part, 8, "group:64", clip=True) for part in (w, w[64:]))
+    assert torch.equal(dequantize(whole)[64:], dequantize(tail))
+    assert (dequantize(whole) - w).abs().max() < 0.003
