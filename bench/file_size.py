@@ -38,7 +38,7 @@ from train_large.compression.checkpoint import read_checkpoint
 from train_large.compression.inspection import entropy_bound
 from train_large.compression.packed import read_packed, write_packed
 from train_large.compression.quantization import Quantizer, quantized, uniform
-from train_large.compression.rate import quantizer_for
+from train_large.compression.rate import Plans, quantizer_for
 from train_large.compression.storage import tied_to
 from train_large.errors import UserError
 from train_large.files import whole
@@ -113,13 +113,13 @@ def measure(tensors: Tensors) -> list[dict]:
     for granularity in ("tensor", "row"):
         for bits in (8, 6, 4):
             ours.append((f"--bits {bits} --granularity {granularity}", uniform(bits, granularity)))
-    last = 0.0
+    last, plans = 0.0, Plans(tensors)
     for target in sorted(targets):
         if target > last * 1.002:  # else the file before it serves
             last = target
             # What 16-bit floating point reaches, an index of 15 bits may not.
             with contextlib.suppress(UserError):
-                ours.append((f"--target-error {target:.4g}", quantizer_for(tensors, target_error=target)))
+                ours.append((f"--target-error {target:.4g}", quantizer_for(tensors, target_error=target, plans=plans)))
     mine = []
     for setting, quantizer in ours:
         start = {"peer": OURS, "version": __version__, "setting": setting, "embeddings_quantized": "yes"}

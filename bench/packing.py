@@ -2,8 +2,8 @@
 
     PYTHONPATH=. .venv/bin/python bench/packing.py
 
-A checkpoint of 12 layers 768 wide (494 MB of weights, drawn with the heavy tails that trained ones have) is packed, read
-into memory, and unpacked into a file again, each in a process of its own, so that peak memory is its own; three
+A checkpoint of 12 layers 768 wide (494 MB of weights, drawn with the heavy tails that trained ones have) is packed,
+read into memory, and unpacked into a file again, each in a process of its own, so that peak memory is its own; three
 rounds in turn, medians. Choosing the smallest of 353 million weights is done on tensors of 24 x 1,024's shapes.
 """
 

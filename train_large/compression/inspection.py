@@ -109,7 +109,7 @@ def print_inspection(found: Inspection) -> None:
             cells += [f"{value:.3g}" for value in (row.error_mean, row.error_variance, row.relative_error)]
         print(f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
     ratio = found.total.bytes_file / found.total.bytes_bound if found.total.bytes_bound else 1.0
-    print(f"\nweights {ratio:.3f} times their entropy; {found.bytes_beside:,} bytes of configuration, dictionary and BPE;")
+    print(f"\nweights {ratio:.3f} times their entropy; {found.bytes_beside:,} bytes of configuration and dictionary;")
     print(f"the file {found.bytes_whole:,} bytes")
 
 

@@ -116,12 +116,14 @@ def steps_for(
     target_error: float | None = None,
     target_bytes: int | None = None,
     size: Size | None = None,
+    plans: Plans | None = None,
 ) -> dict[str, float]:
     """A step for every parameter: the fewest bytes with a `relative_error` of at most `target_error`, or the smallest
     error with at most `target_bytes` bytes by `size`.
 
     `size` is the bytes of the model as a quantizer makes it, by default the sum of `entropy_bound`. It is called some
-    five times. No tensor's step is larger than its largest weight, so that none becomes zero altogether.
+    five times. `plans` are those of the same weights, where several targets are wanted. No tensor's step is larger than
+    its largest weight, so that none becomes zero altogether.
 
     Raises UserError unless exactly one target is given, for a target that no choice of steps meets (it says the
     smallest that one does), and for weights that are not finite.
@@ -133,7 +135,7 @@ def steps_for(
     if target_bytes is not None and target_bytes < 1:
         raise UserError(f"--target-bytes {target_bytes}: give a number of bytes above 0.")
     weights = _once(model_state)
-    plans = _Plans(weights)
+    plans = plans or Plans(model_state)
     tied = tied_to(model_state)
 
     def steps(plan: int) -> dict[str, float]:
@@ -174,9 +176,11 @@ def quantizer_for(
     target_error: float | None = None,
     target_bytes: int | None = None,
     size: Size | None = None,
+    plans: Plans | None = None,
 ) -> Quantizer:
     """The quantizer with the steps of `steps_for`."""
-    return _quantizer(steps_for(model_state, target_error=target_error, target_bytes=target_bytes, size=size))
+    targets = {"target_error": target_error, "target_bytes": target_bytes}
+    return _quantizer(steps_for(model_state, **targets, size=size, plans=plans))  # type: ignore[arg-type]
 
 
 def _quantizer(steps: Mapping[str, float]) -> Quantizer:
@@ -197,13 +201,14 @@ class _Ladder:
     gains: np.ndarray
 
 
-class _Plans:
+class Plans:
     """Choices of one step for each tensor, from the coarsest (plan 0) to the finest: each refines one tensor more.
 
     bytes, errors: what each plan comes to by the histograms, rising and falling.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor]):
+    def __init__(self, model_state: Mapping[str, Tensor]):
+        weights = _once(model_state)
         self._ladders = {name: _ladder(name, tensor) for name, tensor in weights.items()}
         ladders = list(self._ladders.values())
         gains = np.concatenate([np.empty(0), *(ladder.gains for ladder in ladders)])
