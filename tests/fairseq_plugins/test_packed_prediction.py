@@ -151,6 +151,29 @@ def test_shapes(shape: str, sparsity: float) -> None:
     assert packed.network.nbytes < 4 * distinct * (0.6 if shape != "untied" else 0.7)
 
 
+def test_the_same_weights_are_in_memory_once() -> None:
+    built = load(build(share_layers="all"), 4).network
+    assert built.layers[0].fc1.weight is built.layers[2].fc1.weight
+    assert built.word_head is not None
+    assert built.word_head.words is built.tokens
+    assert built.nbytes == sum({id(weight): weight.nbytes for weight in built.resident}.values())
+    apart = load(build(share_layers="attention"), 4).network
+    assert apart.layers[0].query.weight is apart.layers[2].query.weight
+    assert apart.layers[0].fc1.weight is not apart.layers[2].fc1.weight
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_in_all_shapes(shape: str) -> None:
+    if not supported(INT8):
+        pytest.skip("not on this CPU")
+    model = build(**SHAPES[shape])
+    packed = load(model, 6, INT8)
+    ids = sentences(20)
+    expected = by_fairseq(model, ids)
+    raw = packed._logits([torch.tensor(one) for one in ids], INT8)
+    assert 1e-6 < (raw - expected).norm() / expected.norm() < 0.05
+
+
 @pytest.mark.parametrize("activations", [INT8, BFLOAT16])
 @pytest.mark.parametrize("bits", [8, 6, 4])
 def test_labels_are_those_of_the_unpacked_model(activations: str, bits: int) -> None:
@@ -166,16 +189,20 @@ def test_labels_are_those_of_the_unpacked_model(activations: str, bits: int) -> 
     # Close calls are float32's, and no others.
     lead = packed._logits([torch.tensor(s) for s in ids], activations).topk(2).values
     assert torch.equal(again, lead[:, 0] - lead[:, 1] < packed.doubt)
-    assert 0 < again.sum() < 200
+    assert 0 < again.sum() < 400
     torch.testing.assert_close(logits[again], expected[again], rtol=1e-5, atol=1e-5)
     assert (logits - expected)[~again].abs().max() > 1e-5
     assert (logits - expected).abs().max() < packed.doubt
 
 
 @pytest.mark.parametrize("activations", [INT8, BFLOAT16, FLOAT32])
-def test_a_sentence_does_not_see_its_batch(activations: str) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_sentence_does_not_see_its_batch(activations: str, threads: int, request: pytest.FixtureRequest) -> None:
     if not supported(activations):
         pytest.skip("not on this CPU")
+    before = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(before))
+    torch.set_num_threads(threads)
     model = build(max_positions=200)
     packed = load(model, 6, activations)
     ids = sentences(12, longest=200)
@@ -344,6 +371,11 @@ def test_lines_with_a_mask(texts: dict[str, str], tmp_path: Path) -> None:
     words = line.split("\t")
     assert [float(word) for word in words[1::2]] == pytest.approx(best.values.tolist(), abs=6e-5)
     assert words[::2] == [load_model(path)._vocabulary.word(i) for i in best.indices.tolist()]
+    [everything] = predict_lines(path, ["the cat <mask>"], FLOAT32, top=10**6)
+    words = everything.split("\t")
+    assert len(words) == 2 * (mask + 1)
+    assert "\\n" in words[::2]
+    assert "\n" not in everything
     with pytest.raises(UserError, match="0 times <mask>"):
         list(predict_lines(path, ["the cat"], FLOAT32))
 

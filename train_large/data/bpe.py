@@ -48,8 +48,13 @@ def load_bpe(encoder_json: Path, vocab_bpe: Path) -> Tokenizer:
 
     Raises UserError where they are missing, are not in GPT-2's format, or do not belong together.
     """
+    return parse_bpe(_read(encoder_json), _read(vocab_bpe), str(encoder_json), str(vocab_bpe))
+
+
+def parse_bpe(encoder_text: str, bpe_text: str, encoder_json: str, vocab_bpe: str) -> Tokenizer:
+    """`load_bpe` from the contents of the two files; errors name them `encoder_json` and `vocab_bpe`."""
     try:
-        encoder = json.loads(_read(encoder_json))
+        encoder = json.loads(encoder_text)
     except json.JSONDecodeError:
         encoder = None
     if not isinstance(encoder, dict) or not all(type(index) is int for index in encoder.values()):
@@ -60,7 +65,7 @@ def load_bpe(encoder_json: Path, vocab_bpe: Path) -> Tokenizer:
         raise UserError(f"{encoder_json} does not number its {len(encoder)} entries from 0 on: give GPT-2's own file")
     if not encoder.keys() >= set(ByteLevel.alphabet()):
         raise UserError(f"{encoder_json} lacks some of the 256 bytes: give the file of a byte-level BPE, as GPT-2's is")
-    version, *lines = _read(vocab_bpe).split("\n")
+    version, *lines = bpe_text.split("\n")
     if not version.startswith("#version"):
         raise UserError(f"{vocab_bpe} does not begin with a '#version' line: give GPT-2's vocab.bpe")
     merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines if line)]

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train_large.compression import planes
+
+
+def by_hand(codes: list[int], bits: int) -> list[bytes]:
+    """The planes of one row, field by field, as the module's picture has them."""
+    result, above = [], 0
+    for width in (w for w in (8, 4, 2, 1) if bits & w):
+        per_byte = 8 // width
+        apart = len(codes) // per_byte
+        plane = bytearray(apart)
+        for i, code in enumerate(codes):
+            field = f"{code:0{bits}b}"[above : above + width]
+            place, byte = divmod(i, apart)
+            plane[byte] |= int(field, 2) << (8 - width * (place + 1))
+        result.append(bytes(plane))
+        above += width
+    return result
+
+
+def test_the_picture_in_the_docstring() -> None:
+    codes = torch.tensor([0b110, 0b001, 0b111, 0b000, 0b010, 0b101, 0b011, 0b100], dtype=torch.uint8)
+    two, one = planes.pack(codes, 3)
+    assert [f"{byte:08b}" for byte in two.tolist()] == ["11110101", "00001010"]
+    assert [f"{byte:08b}" for byte in one.tolist()] == ["01100110"]
+
+
+@given(st.data(), st.integers(1, 8), st.integers(1, 30), st.integers(1, 3))
+def test_planes(data: st.DataObject, bits: int, eighths: int, rows: int) -> None:
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    codes = torch.from_numpy(np.random.default_rng(seed).integers(0, 2**bits, (rows, 8 * eighths)).astype(np.uint8))
+    packed = planes.pack(codes, bits)
+    for row in range(rows):
+        assert [bytes(plane[row].tolist()) for plane in packed] == by_hand(codes[row].tolist(), bits)
+    assert sum(plane.numel() for plane in packed) == rows * bits * eighths
+    assert torch.equal(planes.unpack(packed, bits), codes << (8 - bits))
+    places = torch.from_numpy(np.random.default_rng(seed).integers(0, 8 * eighths, (4, 5)))
+    assert torch.equal(planes.take([plane[0] for plane in packed], bits, places), codes[0][places] << (8 - bits))
+
+
+@pytest.mark.parametrize(("length", "multiple", "full"), [(5, 8, 8), (8, 8, 8), (65, 64, 128)])
+def test_filled_up(length: int, multiple: int, full: int) -> None:
+    filled = planes.fill_up(torch.ones(2, length, dtype=torch.uint8), multiple)
+    assert filled.shape == (2, full)
+    assert filled.sum() == 2 * length

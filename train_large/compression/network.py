@@ -1,0 +1,362 @@
+"""RoBERTa's Transformer on resident weights: pre-norm or post-norm, any layers, heads and FFN rows, shared or not.
+
+Sentences are never padded: the tokens of a batch stand one after another, every map works on rows of tokens, and only
+attention goes sentence by sentence. The last layer computes no more than the places that are asked for (a classifier
+reads the first token of each sentence alone), of which attention to all tokens is a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, Union
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from train_large.compression import kernels
+from train_large.compression.kernels import FLOAT32, INT8, Linear
+from train_large.compression.parallel import on_all_cores
+from train_large.compression.quantization import Quantized, dequantize
+from train_large.compression.resident import BLOCK, Dense, Matrix, Plain, Table, linear_weight, table
+from train_large.errors import UserError
+
+ENCODER = "encoder.sentence_encoder"
+Stored = Union[Quantized, Tensor]
+Part = TypeVar("Part")
+
+# What is computed here; any other value of these options computes something else.
+COMPUTED: dict[str, tuple[Any, ...]] = {
+    "activation_fn": ("gelu",),
+    "pooler_activation_fn": ("tanh",),
+    "encoder_learned_pos": (True,),
+    "no_token_positional_embeddings": (False,),
+    "no_scale_embedding": (True,),
+    "encoder_layers_to_keep": (None, ""),
+    "quant_noise_pq": (0,),
+    "spectral_norm_classification_head": (False,),
+}
+
+_FIRST_POSITION = 2  # fairseq counts positions from the padding index + 1 (fairseq/utils.py, make_positions)
+_FEWEST, _MOST = 128, 512  # tokens of an int8 product
+_GELU_LOWEST = -0.17  # no value of gelu lies below
+
+
+@dataclass(frozen=True)
+class Norm:
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """`heads` heads of attention and a feed-forward network, each with its norm."""
+
+    heads: int
+    query: Linear
+    key: Linear
+    value: Linear
+    out: Linear
+    attention_norm: Norm
+    fc1: Linear
+    fc2: Linear
+    ffn_norm: Norm
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classification head: tanh(dense), then out."""
+
+    dense: Linear
+    out: Linear
+
+
+@dataclass(frozen=True)
+class WordHead:
+    """The head of masked language modelling: gelu(dense), a norm, then a row of `words` for each word."""
+
+    dense: Linear
+    norm: Norm
+    words: Table | Plain
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Network:
+    """All weights of a model. `max_length`: tokens of the longest sentence."""
+
+    tokens: Table | Plain
+    positions: Table | Plain
+    embedding_norm: Norm | None
+    layers: tuple[Layer, ...]
+    final_norm: Norm | None
+    prenorm: bool
+    heads: dict[str, Head]
+    word_head: WordHead | None
+    max_length: int
+    resident: tuple[Matrix | Tensor, ...] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights in memory, shared ones once."""
+        return sum(weight.nbytes for weight in self.resident)
+
+    def scratch_nbytes(self, precision: str) -> int:
+        """Bytes of weights that are unpacked at the same time while the model computes, at most."""
+        linears = [[layer.query, layer.key, layer.value, layer.out] for layer in self.layers]
+        linears += [[layer.fc1, layer.fc2] for layer in self.layers]
+        return max(_scratch(stage, precision) for stage in linears)
+
+
+def build(tensors: Mapping[str, Stored], model: Mapping[str, Any]) -> Network:
+    """The network of a RoBERTa: `tensors` by fairseq's names, names of the same weights sharing one object, and the
+    configuration of the model (`cfg.model` of the checkpoint).
+
+    Raises UserError, which names the flag or the tensor, for a model that is not computed here.
+    """
+    parts = _Parts(tensors)
+    if any(name.startswith("decoder.") for name in tensors) or f"{ENCODER}.embed_tokens.weight" not in tensors:
+        raise UserError(
+            f"the model is {model.get('arch') or model.get('_name')}: give a RoBERTa, of masked_lm or "
+            "sentence_prediction; others can be unpacked and used in fairseq."
+        )
+    for option, values in COMPUTED.items():
+        value = model.get(option)
+        if value is not None and value not in values:
+            raise UserError(
+                f"--{option.replace('_', '-')} {value}: models with it cannot be computed from the packed file; unpack "
+                "it and use fairseq."
+            )
+    count, hidden, heads = (_size(model, f"encoder_{name}") for name in ("layers", "embed_dim", "attention_heads"))
+    if hidden % heads:
+        raise UserError(f"--encoder-embed-dim {hidden} does not divide into --encoder-attention-heads {heads}.")
+    positions = parts.table(f"{ENCODER}.embed_positions.weight")
+    prefix = "classification_heads."
+    names = dict.fromkeys(name.split(".")[1] for name in tensors if name.startswith(prefix))
+    prenorm = bool(model.get("encoder_normalize_before"))
+    return Network(
+        tokens=parts.table(f"{ENCODER}.embed_tokens.weight"),
+        positions=positions,
+        embedding_norm=parts.norm(f"{ENCODER}.layernorm_embedding"),
+        layers=tuple(_layer(parts, f"{ENCODER}.layers.{i}", hidden // heads) for i in range(count)),
+        final_norm=parts.norm(f"{ENCODER}.layer_norm") if prenorm else None,
+        prenorm=prenorm,
+        heads={
+            name: Head(parts.linear(f"{prefix}{name}.dense"), parts.linear(f"{prefix}{name}.out_proj"))
+            for name in names
+        },
+        word_head=_word_head(parts),
+        max_length=positions.shape[0] - _FIRST_POSITION,
+        resident=tuple(parts.found.values()),
+    )
+
+
+def features(network: Network, sentences: Sequence[Tensor], places: Sequence[Tensor], precision: str) -> Tensor:
+    """The output of the last layer (R, hidden), float32, at `places` (int64) of each sentence of ids, in order.
+
+    Raises ValueError for an empty or too long sentence.
+    """
+    lengths = [len(sentence) for sentence in sentences]
+    if not lengths or min(lengths) < 1 or max(lengths) > network.max_length:
+        raise ValueError(f"sentences have 1 to {network.max_length} tokens")
+    positions = torch.cat([torch.arange(length) for length in lengths]) + _FIRST_POSITION
+    x = network.tokens.rows(torch.cat(list(sentences))) + network.positions.rows(positions)
+    if network.embedding_norm is not None:
+        x = network.embedding_norm(x)
+    for number, layer in enumerate(network.layers, start=1):
+        last = number == len(network.layers)
+        x = _attend(network, layer, x, lengths, places if last else None, precision)
+        x = _feed_forward(network, layer, x, precision)
+    return x if network.final_norm is None else network.final_norm(x)
+
+
+def classify(head: Head, first: Tensor) -> Tensor:
+    """Logits (B, classes) from the features of each sentence's first token (B, hidden); in float32."""
+    [inner] = kernels.project(first, [kernels.load(head.dense, FLOAT32)], FLOAT32)
+    return kernels.project(inner.tanh_(), [kernels.load(head.out, FLOAT32)], FLOAT32)[0]
+
+
+def word_logits(head: WordHead, masked: Tensor) -> Tensor:
+    """Logits (R, words) from features (R, hidden); in float32, a few rows of the table at a time."""
+    [inner] = kernels.project(masked, [kernels.load(head.dense, FLOAT32)], FLOAT32)
+    inner = head.norm(F.gelu(inner))
+    logits = inner.new_empty(len(inner), head.words.shape[0])
+    for block, words in head.words.blocks():
+        logits[:, block] = F.linear(inner, words, head.bias[block])
+    return logits
+
+
+def _attend(
+    network: Network,
+    layer: Layer,
+    x: Tensor,
+    lengths: Sequence[int],
+    places: Sequence[Tensor] | None,
+    precision: str,
+) -> Tensor:
+    """Attention with its residual connection on all tokens (T, hidden), or only for those at `places`."""
+    query, key, value, out = (kernels.load(m, precision) for m in (layer.query, layer.key, layer.value, layer.out))
+
+    def attend(chunk: tuple[int, int, int]) -> Tensor:
+        first, last, start = chunk
+        sizes = list(lengths[first:last])
+        rows = x[start : start + sum(sizes)]
+        h = layer.attention_norm(rows) if network.prenorm else rows
+        if places is None:
+            q, k, v = kernels.project(h, [query, key, value], precision)
+            wanted = sizes
+        else:
+            offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+            chosen = torch.cat([place + offset for place, offset in zip(places[first:last], offsets)])
+            [q] = kernels.project(h[chosen], [query], precision)
+            k, v = kernels.project(h, [key, value], precision)
+            wanted = [len(place) for place in places[first:last]]
+            rows = rows[chosen]
+        mixed = [_mix(*one, layer.heads) for one in zip(q.split(wanted), k.split(sizes), v.split(sizes))]
+        [update] = kernels.project(torch.cat(mixed), [out], precision)
+        return update.add_(rows)
+
+    together = _together(len(x), (query, key, value, out))
+    x = torch.cat(_on_cores(attend, list(_chunks(lengths, together))))
+    return x if network.prenorm else layer.attention_norm(x)
+
+
+def _mix(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attention of q (R, heads * width) to k and v (T, heads * width) of one sentence."""
+    q_AxRxD, k_AxTxD, v_AxTxD = (t.view(len(t), heads, -1).transpose(0, 1) for t in (q, k, v))
+    mixed_AxRxD = F.scaled_dot_product_attention(q_AxRxD[None], k_AxTxD[None], v_AxTxD[None])[0]
+    return mixed_AxRxD.transpose(0, 1).reshape(len(q), -1)
+
+
+def _feed_forward(network: Network, layer: Layer, x: Tensor, precision: str) -> Tensor:
+    """The feed-forward network with its residual connection, on rows (R, hidden)."""
+    fc1, fc2 = kernels.load(layer.fc1, precision), kernels.load(layer.fc2, precision)
+
+    def feed(rows: Tensor) -> Tensor:
+        [inner] = kernels.project(layer.ffn_norm(rows) if network.prenorm else rows, [fc1], precision)
+        [update] = kernels.project(torch.ops.aten.gelu_(inner), [fc2], precision, lowest=_GELU_LOWEST)
+        return update.add_(rows)
+
+    x = torch.cat(_on_cores(feed, list(x.split(_together(len(x), (fc1, fc2))))))
+    return x if network.prenorm else layer.ffn_norm(x)
+
+
+def _together(tokens: int, maps: Sequence[kernels.Loaded]) -> int:
+    """How many of `tokens` to compute at once: all, where weights are made anew for each product; else a core's share,
+    or as many as are worth a product and keep their activations in the cache."""
+    if any(loaded.codes is None for loaded in maps):
+        return tokens
+    share = -(-tokens // torch.get_num_threads())
+    return min(max(share, _FEWEST), _MOST)
+
+
+def _on_cores(function: Callable[[Part], Tensor], parts: Sequence[Part]) -> list[Tensor]:
+    """`function` of each part, in order. Cores take one after another: they meet once, and not after each operation."""
+    if len(parts) < 2 or torch.get_num_threads() < 2:
+        return [function(part) for part in parts]
+
+    def inferring(part: Part) -> Tensor:
+        with torch.inference_mode():  # is of each thread
+            return function(part)
+
+    return on_all_cores(inferring, parts)
+
+
+def _chunks(lengths: Sequence[int], together: int) -> Iterator[tuple[int, int, int]]:
+    """Runs of sentences of at most `together` tokens (or one sentence): from, to, and the first one's first token."""
+    first = start = size = 0
+    for i, length in enumerate(lengths):
+        if i > first and size + length > together:
+            yield first, i, start
+            first, start, size = i, start + size, 0
+        size += length
+    yield first, len(lengths), start
+
+
+class _Parts:
+    """Tensors by name to what stays in memory. The same object becomes the same weights once; `found` has them all."""
+
+    def __init__(self, tensors: Mapping[str, Stored]) -> None:
+        self.tensors = tensors
+        self.found: dict[tuple[int, str], Any] = {}
+
+    def linear(self, name: str) -> Linear:
+        weight = self._matrix(f"{name}.weight", "linear", linear_weight)
+        bias = self.vector(f"{name}.bias")
+        if bias.shape != weight.shape[:1]:
+            raise UserError(f"{name}.bias of {tuple(bias.shape)} does not fit {name}.weight of {weight.shape}.")
+        return Linear(weight, bias)
+
+    def table(self, name: str) -> Any:
+        return self._matrix(f"{name}", "table", table)
+
+    def norm(self, name: str) -> Norm | None:
+        if f"{name}.weight" not in self.tensors:
+            return None
+        return Norm(self.vector(f"{name}.weight"), self.vector(f"{name}.bias"))
+
+    def vector(self, name: str) -> Tensor:
+        def make(stored: Stored) -> Tensor:
+            return dequantize(stored) if isinstance(stored, Quantized) else stored.detach().float().clone()
+
+        return self._once(name, "vector", make)
+
+    def _matrix(self, name: str, kind: str, make: Any) -> Any:
+        stored = self._stored(name)
+        shape = stored.indices.shape if isinstance(stored, Quantized) else stored.shape
+        if len(shape) != 2 or 0 in shape:
+            raise UserError(f"{name} of shape {tuple(shape)} is not a matrix.")
+        return self._once(name, kind, make)
+
+    def _once(self, name: str, kind: str, make: Any) -> Any:
+        stored = self._stored(name)
+        key = id(stored), kind
+        if key not in self.found:
+            self.found[key] = make(stored)
+        return self.found[key]
+
+    def _stored(self, name: str) -> Stored:
+        if name not in self.tensors:
+            raise UserError(f"there is no {name} among the tensors, though the model's configuration asks for it.")
+        return self.tensors[name]
+
+
+def _layer(parts: _Parts, name: str, width: int) -> Layer:
+    query, key, value, out = (parts.linear(f"{name}.self_attn.{part}_proj") for part in ("q", "k", "v", "out"))
+    inner, hidden = query.weight.shape
+    if inner % width or {key.weight.shape, value.weight.shape} != {(inner, hidden)} or out.weight.shape[1] != inner:
+        raise UserError(f"{name}.self_attn: its projections are not of whole heads of {width}, as the flags say.")
+    norms = [parts.norm(f"{name}.{norm}") for norm in ("self_attn_layer_norm", "final_layer_norm")]
+    if None in norms:
+        raise UserError(f"{name} lacks a norm.")
+    fc1, fc2 = parts.linear(f"{name}.fc1"), parts.linear(f"{name}.fc2")
+    return Layer(inner // width, query, key, value, out, norms[0], fc1, fc2, norms[1])  # type: ignore[arg-type]
+
+
+def _word_head(parts: _Parts) -> WordHead | None:
+    name = "encoder.lm_head"
+    norm = parts.norm(f"{name}.layer_norm")
+    if norm is None or f"{name}.weight" not in parts.tensors:
+        return None
+    return WordHead(parts.linear(f"{name}.dense"), norm, parts.table(f"{name}.weight"), parts.vector(f"{name}.bias"))
+
+
+def _size(model: Mapping[str, Any], name: str) -> int:
+    value = model.get(name)
+    if type(value) is not int or value < 1:
+        raise UserError(f"the configuration has {name} {value!r}: give a file of a model that fairseq trained.")
+    return value
+
+
+def _scratch(linears: Sequence[Linear], precision: str) -> int:
+    """Bytes that a stage unpacks: its int8 codes, and of the other weights one, a byte each, with a block of it."""
+    weights = [linear.weight for linear in linears]
+    sizes = [weight.shape[0] * weight.shape[1] for weight in weights]
+    whole = [precision == INT8 and isinstance(weight, Dense) for weight in weights]
+    total = sum(size for size, is_whole in zip(sizes, whole) if is_whole)
+    largest = max((size for size, is_whole in zip(sizes, whole) if not is_whole), default=0)
+    return total + largest + min(BLOCK, largest) * (4 if precision == FLOAT32 else 6)

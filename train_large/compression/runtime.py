@@ -1,0 +1,251 @@
+"""Prediction with a packed model whose weights stay packed in memory.
+
+`activations` says in which numbers the linear maps are computed: int8, bfloat16 or float32; auto is the first of these
+that the CPU has instructions for. In float32 the logits are the unpacked model's. The other two are nearer to it than
+they have to be for most sentences, and where they are not, the model notices: a label whose lead over the next is less
+than `doubt` is decided again in float32.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train_large.compression import network, vocabulary
+from train_large.compression.kernels import FLOAT32, PRECISIONS, supported
+from train_large.compression.network import Network, Stored
+from train_large.compression.packed import read_packed
+from train_large.errors import UserError
+
+AUTO = "auto"
+ACTIVATIONS = (AUTO, *PRECISIONS)
+MASK = vocabulary.MASK
+
+# Sentences of pseudo-random words on which the error of a precision is measured when a model is loaded, the longest of
+# so many tokens, and how often the largest error found a lead must be to count.
+_TRIALS, _TRIAL_TOKENS, _CAUTION = 32, 48, 8.0
+
+_ESCAPED = {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}  # words that would end a line or a column
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A label and its probability, best first. `again`: decided in float32 after a close call."""
+
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """A packed classifier or masked language model, ready to predict.
+
+    precision: what linear maps are computed in. doubt: the lead of a label under which float32 decides. head: the name
+    of the classification head, None for a masked language model. task: the options of fairseq's task.
+    """
+
+    network: Network
+    files: Mapping[str, str]
+    task: Mapping[str, Any]
+    precision: str
+    head: str | None
+    doubt: float
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Stored],
+        checkpoint: Mapping[str, Any],
+        files: Mapping[str, str],
+        activations: str = AUTO,
+        head: str | None = None,
+    ) -> Model:
+        """A model from its tensors by fairseq's names, names of the same weights sharing one object.
+
+        checkpoint: its `cfg`, as `stock_form` gives it. files: dict.txt, encoder.json, vocab.bpe and labels.txt, none
+        of which ids need. head: a classification head; it can be left out where there is one, or none.
+        Raises UserError for a model that is not computed here, an unknown head, and activations the CPU has not.
+        """
+        precision = choose_precision(activations)
+        cfg = checkpoint.get("cfg") or {}
+        built = network.build(tensors, cfg.get("model") or {})
+        model = cls(built, files, cfg.get("task") or {}, precision, _choose_head(built, head), 0.0)
+        return model if model.head is None or precision == FLOAT32 else _with_doubt(model)
+
+    @property
+    def classes(self) -> int:
+        """Classes of the head; 1 is regression."""
+        return 0 if self.head is None else self.network.heads[self.head].out.weight.shape[0]
+
+    def resident_bytes(self) -> int:
+        """Bytes that the weights take in memory: codes, grids, masks, biases and norms, and what is unpacked."""
+        precisions = {self.precision, FLOAT32} if self.doubt else {self.precision}
+        return self.network.nbytes + max(map(self.network.scratch_nbytes, precisions))
+
+    @torch.inference_mode()
+    def logits(self, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """float32 (B, classes) for sentences of ids, of any lengths, and bool (B,): which were decided again.
+
+        Raises ValueError for a sentence that is empty or has more than `network.max_length` ids.
+        """
+        ids = [torch.tensor(sentence, dtype=torch.int64) for sentence in sentences]
+        logits = self._logits(ids, self.precision)
+        if self.doubt == 0 or self.classes < 2:
+            return logits, torch.zeros(len(ids), dtype=torch.bool)
+        best = logits.topk(2).values
+        close = best[:, 0] - best[:, 1] < self.doubt
+        again = close.nonzero().flatten().tolist()
+        if again:
+            logits[again] = self._logits([ids[i] for i in again], FLOAT32)
+        return logits, close
+
+    def classify(self, lines: Sequence[str], top: int = 1) -> list[Prediction]:
+        """The `top` labels of each line of text; of a pair of sentences the two parts have a tab between them.
+
+        A regression model gives its score, as a label, with probability 1.
+        """
+        texts, labels = self._vocabulary, self._labels
+        parts = [[part.strip() for part in line.split("\t", 1)] for line in lines]
+        ids = iter(texts.encode([part for pair in parts for part in pair]))
+        sentences = [vocabulary.sentence([next(ids) for _ in pair], self.task) for pair in parts]
+        logits, again = self.logits([self._shorten(sentence) for sentence in sentences])
+        if self.classes == 1:
+            return [Prediction((f"{score:.4f}",), (1.0,)) for score in logits.flatten().tolist()]
+        best = logits.softmax(1).topk(min(top, self.classes))
+        return [
+            Prediction(tuple(labels[i] for i in indices), tuple(probabilities), bool(repeated))
+            for indices, probabilities, repeated in zip(best.indices.tolist(), best.values.tolist(), again.tolist())
+        ]
+
+    @torch.inference_mode()
+    def fill_mask(self, lines: Sequence[str], top: int = 5) -> list[Prediction]:
+        """The `top` words for the <mask> in each line of text, with their probabilities.
+
+        Raises UserError for a line without one <mask>, and for a model without the head of masked language modelling.
+        """
+        head, texts = self.network.word_head, self._vocabulary
+        if head is None:
+            raise UserError(f"the model has no head for {MASK}: give one of masked language modelling.")
+        sentences, places = [], []
+        for line in lines:
+            pieces = line.strip().split(MASK)
+            if len(pieces) != 2:
+                raise UserError(f"a line has {len(pieces) - 1} times {MASK}: give one in each line; it is {line!r}.")
+            # A word brings the space before it, so the mask stands for that too.
+            before, after = texts.encode([pieces[0].rstrip(), pieces[1].rstrip()])
+            sentence = self._shorten([vocabulary.BOS, *before, texts.mask, *after, vocabulary.EOS])
+            if len(before) + 1 >= len(sentence):
+                raise UserError(f"{MASK} stands after the {self.network.max_length} tokens that the model can read.")
+            sentences.append(torch.tensor(sentence))
+            places.append(torch.tensor([len(before) + 1]))
+        found = network.features(self.network, sentences, places, self.precision)
+        probabilities = network.word_logits(head, found).softmax(1)
+        best = probabilities.topk(min(top, probabilities.shape[1]))
+        return [
+            Prediction(tuple(texts.word(i) for i in indices), tuple(values))
+            for indices, values in zip(best.indices.tolist(), best.values.tolist())
+        ]
+
+    def _logits(self, sentences: Sequence[Tensor], precision: str) -> Tensor:
+        assert self.head is not None
+        first = [torch.zeros(1, dtype=torch.int64)] * len(sentences)
+        return network.classify(
+            self.network.heads[self.head], network.features(self.network, sentences, first, precision)
+        )
+
+    def _shorten(self, sentence: list[int]) -> list[int]:
+        """As fairseq's --shorten-method truncate."""
+        longest = self.network.max_length
+        if len(sentence) > longest:
+            _tell_of_cutting(longest)
+        return sentence[:longest]
+
+    @cached_property
+    def _vocabulary(self) -> vocabulary.Vocabulary:
+        return vocabulary.read_vocabulary(self.files)
+
+    @cached_property
+    def _labels(self) -> tuple[str, ...]:
+        return vocabulary.read_labels(self.files, self.classes)
+
+
+def load_model(path: Path, activations: str = AUTO, head: str | None = None) -> Model:
+    """The model in the packed file at `path`. Raises UserError as `read_packed` and `Model.from_tensors` do."""
+    choose_precision(activations)  # refuse a bad one before reading a large file
+    packed = read_packed(path)
+    try:
+        return Model.from_tensors(packed.tensors, packed.checkpoint, packed.files, activations, head)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def predict_lines(
+    path: Path,
+    lines: Iterable[str],
+    activations: str = AUTO,
+    batch: int = 32,
+    top: int = 1,
+    head: str | None = None,
+) -> Iterator[str]:
+    """For every line of text the line to print: its `top` labels, or words for its <mask>, each with its probability.
+
+    Labels and probabilities have tabs between them, and words keep the space before them. `batch` lines are read and
+    computed together; what is printed does not depend on it, and no more is held in memory.
+    Raises UserError for bad input, when its batch is reached.
+    """
+    for flag, value in (("--batch", batch), ("--top", top)):
+        if value < 1:
+            raise UserError(f"{flag} {value}: give at least 1.")
+    model = load_model(path, activations, head)
+    predict = model.fill_mask if model.head is None else model.classify
+    rest = iter(lines)
+    for together in iter(lambda: list(itertools.islice(rest, batch)), []):
+        for prediction in predict(together, top):
+            pairs = zip(prediction.labels, prediction.probabilities)
+            yield "\t".join(f"{label.translate(_ESCAPED)}\t{probability:.4f}" for label, probability in pairs)
+
+
+def choose_precision(activations: str) -> str:
+    """What `--activations` comes to on this CPU. Raises UserError for what it has no instructions for."""
+    if activations not in ACTIVATIONS:
+        raise UserError(f"--activations {activations}: give one of {', '.join(ACTIVATIONS)}.")
+    if activations == AUTO:
+        return next(precision for precision in PRECISIONS if supported(precision))
+    if not supported(activations):
+        raise UserError(f"--activations {activations}: this CPU has no instructions for it; give {AUTO} or {FLOAT32}.")
+    return activations
+
+
+def _choose_head(built: Network, head: str | None) -> str | None:
+    if head is None and len(built.heads) > 1:
+        raise UserError(f"the model has several heads ({', '.join(built.heads)}): name one by --head.")
+    if head is not None and head not in built.heads:
+        raise UserError(f"--head {head}: the model has {', '.join(built.heads) or 'no classification head'}.")
+    return next(iter(built.heads), None) if head is None else head
+
+
+@torch.inference_mode()
+def _with_doubt(model: Model) -> Model:
+    """`model` with `doubt`, from the largest error of the lead of any class over any other on the trial sentences."""
+    draw = torch.Generator().manual_seed(1)
+    longest, words = min(_TRIAL_TOKENS, model.network.max_length), model.network.tokens.shape[0]
+    lengths = torch.randint(1, longest + 1, (_TRIALS,), generator=draw).tolist()
+    sentences = [torch.randint(words, (length,), generator=draw) for length in lengths]
+    for sentence in sentences:
+        sentence[-1], sentence[0] = vocabulary.EOS, vocabulary.BOS
+    errors = model._logits(sentences, model.precision) - model._logits(sentences, FLOAT32)
+    return replace(model, doubt=_CAUTION * float((errors.amax(1) - errors.amin(1)).max()))
+
+
+@cache
+def _tell_of_cutting(longest: int) -> None:
+    print(f"note: sentences are cut after {longest} tokens, all that the model can read", file=sys.stderr)
