@@ -7,7 +7,6 @@ State-dict names and computation are stock RoBERTa's, so stock fairseq loads an 
 
 from __future__ import annotations
 
-import hashlib
 from argparse import ArgumentParser, Namespace
 from functools import partial
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from fairseq_plugins.models.narrow_attention import reshape_layers
 from train_large.compression.structures import parse_per_layer
+from train_large.data.dictionary import digest
 from train_large.errors import UserError
 from train_large.sizes import ROBERTA, SHARING, Size, default_ffn, default_heads
 
@@ -140,7 +140,7 @@ def init_embeddings(encoder: nn.Module, std: float, positions: str) -> None:
 def dictionary_digest(dictionary: Dictionary) -> str:
     """What tells one dictionary from another, order included. Kept in the model's arguments, and so in its checkpoints:
     weights on the data of another dictionary of the same length would load, and be nonsense."""
-    return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()[:16]
+    return digest(dictionary.symbols)
 
 
 def share_layers(layers: nn.ModuleList, share: str) -> None:

@@ -23,11 +23,11 @@ from train_large.compression import network, vocabulary
 from train_large.compression.kernels import FLOAT32, PRECISIONS, supported
 from train_large.compression.network import Network, Stored
 from train_large.compression.packed import read_packed
+from train_large.data.dictionary import BOS, EOS, MASK
 from train_large.errors import UserError
 
 AUTO = "auto"
 ACTIVATIONS = (AUTO, *PRECISIONS)
-MASK = vocabulary.MASK
 
 # Sentences of pseudo-random words on which the error of a precision is measured when a model is loaded, the longest of
 # so many tokens, and how often the largest error found a lead must be to count.
@@ -142,7 +142,7 @@ class Model:
                 raise UserError(f"a line has {len(pieces) - 1} times {MASK}: give one in each line; it is {line!r}.")
             # A word brings the space before it, so the mask stands for that too.
             before, after = texts.encode([pieces[0].rstrip(), pieces[1].rstrip()])
-            sentence = self._shorten([vocabulary.BOS, *before, texts.mask, *after, vocabulary.EOS])
+            sentence = self._shorten([BOS, *before, texts.mask, *after, EOS])
             if len(before) + 1 >= len(sentence):
                 raise UserError(f"{MASK} stands after the {self.network.max_length} tokens that the model can read.")
             sentences.append(torch.tensor(sentence))
@@ -241,7 +241,7 @@ def _with_doubt(model: Model) -> Model:
     lengths = torch.randint(1, longest + 1, (_TRIALS,), generator=draw).tolist()
     sentences = [torch.randint(words, (length,), generator=draw) for length in lengths]
     for sentence in sentences:
-        sentence[-1], sentence[0] = vocabulary.EOS, vocabulary.BOS
+        sentence[-1], sentence[0] = EOS, BOS
     errors = model._logits(sentences, model.precision) - model._logits(sentences, FLOAT32)
     return replace(model, doubt=_CAUTION * float((errors.amax(1) - errors.amin(1)).max()))
 

@@ -6,7 +6,6 @@ vocab.bpe, and each piece's number looked up in dict.txt.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +13,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from train_large.data import bpe
+from train_large.data.dictionary import EOS, MASK, UNK, label_names, parse_dictionary
 from train_large.errors import UserError
 
 DICTIONARY, LABELS, ENCODER, MERGES = "dict.txt", "labels.txt", "encoder.json", "vocab.bpe"
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # at 0 to 3 (`Dictionary`, fairseq/data/dictionary.py, 0.12.3.1)
-BOS, PAD, EOS, UNK = range(4)
-MASK = "<mask>"  # last: the tasks add it to the dictionary
-_OVERWRITE = " #fairseq:overwrite"
-_FILLER = re.compile("madeupword[0-9]{4}")
 
 
 @dataclass(frozen=True)
@@ -50,8 +45,7 @@ class Vocabulary:
 def read_vocabulary(files: Mapping[str, str]) -> Vocabulary:
     """The vocabulary from the files by name. Raises UserError when one is missing, or is not what it should be."""
     texts = {name: _text(files, name) for name in (DICTIONARY, ENCODER, MERGES)}
-    symbols = list(SPECIAL) + _entries(texts[DICTIONARY], DICTIONARY)
-    symbols += [] if MASK in symbols else [MASK]
+    symbols = parse_dictionary(texts[DICTIONARY], DICTIONARY)
     ids = {symbol: index for index, symbol in enumerate(symbols)}  # of two the later, as in fairseq
     return Vocabulary(bpe.parse_bpe(texts[ENCODER], texts[MERGES], ENCODER, MERGES), tuple(symbols), ids)
 
@@ -60,7 +54,7 @@ def read_labels(files: Mapping[str, str], classes: int) -> tuple[str, ...]:
     """The names of a classifier's classes, in order; their numbers where the file has no labels.txt."""
     if LABELS not in files:
         return tuple(map(str, range(classes)))
-    names = [entry for entry in _entries(_text(files, LABELS), LABELS) if not _FILLER.fullmatch(entry)]
+    names = label_names(parse_dictionary(_text(files, LABELS), LABELS))
     if len(names) != classes:
         raise UserError(
             f"{LABELS} names {len(names)} classes ({', '.join(names[:5])}) and the model has {classes}: pack it again "
@@ -79,17 +73,6 @@ def sentence(parts: Iterable[Sequence[int]], task: Mapping[str, Any]) -> list[in
         before = task.get("separator_token" if number else "init_token")
         ids += [*([] if before is None else [int(before)]), *part, EOS]
     return ids
-
-
-def _entries(text: str, name: str) -> list[str]:
-    """The symbols of a dictionary of fairseq, in order."""
-    entries = []
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-        symbol, _, count = line.rstrip().removesuffix(_OVERWRITE).rpartition(" ")
-        if not re.fullmatch("-?[0-9]+", count):
-            raise UserError(f"{name}, line {number}, is not a symbol and its count: pack the model with fairseq's own.")
-        entries.append(symbol)
-    return entries
 
 
 def _text(files: Mapping[str, str], name: str) -> str:

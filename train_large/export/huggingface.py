@@ -21,8 +21,8 @@ from train_large.compression.checkpoint import configuration, read_checkpoint, s
 from train_large.compression.conversion import files_of
 from train_large.compression.packed import read_packed
 from train_large.data import folder
+from train_large.data.dictionary import BOS, EOS, digest, find_dictionary, read_dictionary, read_labels
 from train_large.errors import UserError
-from train_large.export.dictionary import BOS, EOS, digest, find_dictionary, read_dictionary, read_labels
 from train_large.export.model_card import model_card
 from train_large.export.onnx import export_onnx
 from train_large.export.packages import need

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from train_large.data.dictionary import PAD, SPECIAL
 from train_large.errors import UserError
-from train_large.export.dictionary import PAD, SPECIAL
 from train_large.export.packages import need
 from train_large.export.roberta import RESERVED_POSITIONS
 

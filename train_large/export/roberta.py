@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from train_large.data.dictionary import BOS, EOS, PAD
 from train_large.errors import UserError
-from train_large.export.dictionary import BOS, EOS, PAD
 
 ENCODER = "encoder.sentence_encoder."
 LM_HEAD = "encoder.lm_head."

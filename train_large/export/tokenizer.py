@@ -20,8 +20,8 @@ from tokenizers.normalizers import Replace
 from tokenizers.processors import TemplateProcessing
 
 from train_large.data.bpe import load_bpe
+from train_large.data.dictionary import EOS, MASK, SPECIAL, UNK
 from train_large.errors import UserError
-from train_large.export.dictionary import EOS, MASK, SPECIAL, UNK
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 # What Python's str.strip removes, by which prepare-task trims sentences. Onigurama's \s lacks the four separators.

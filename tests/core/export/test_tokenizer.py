@@ -7,8 +7,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from train_large.data.dictionary import read_dictionary
 from train_large.errors import UserError
-from train_large.export.dictionary import read_dictionary
 from train_large.export.tokenizer import find_bpe, write_tokenizer
 
 

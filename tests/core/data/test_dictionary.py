@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_plugins.models.prenorm_roberta import dictionary_digest
+from train_large.data.dictionary import digest, read_dictionary, read_labels
 from train_large.errors import UserError
-from train_large.export.dictionary import digest, read_dictionary, read_labels
 
 
 def fairseqs(path):

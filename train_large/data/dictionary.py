@@ -63,14 +63,18 @@ def read_labels(path: Path, classes: int) -> list[str]:
 
     Raises UserError when it lists another number of classes.
     """
-    entries = read_dictionary(path)[len(SPECIAL) : -1]
-    names = [entry for entry in entries if not re.fullmatch("madeupword[0-9]{4}", entry)]
+    names = label_names(read_dictionary(path))
     if len(names) != classes:
         raise UserError(
             f"{path} names {len(names)} classes ({', '.join(names[:5])}) and the checkpoint's head has {classes}: "
             "give its own by --labels, in the order of the classes"
         )
     return names
+
+
+def label_names(symbols: Sequence[str]) -> list[str]:
+    """The entries of a dictionary of labels, without its special symbols and what fills it up to a multiple of 8."""
+    return [symbol for symbol in symbols[len(SPECIAL) : -1] if not re.fullmatch("madeupword[0-9]{4}", symbol)]
 
 
 def digest(symbols: Sequence[str]) -> str:
