@@ -103,13 +103,13 @@ class _Rounded:
 
 
 def _round(x: Tensor, lowest: float | None) -> _Rounded:
-    highest = x.amax(1, keepdim=True)
+    # For one sentence, calling an operation takes about as long as doing it: so there are few.
     if lowest is None:
-        scale = torch.maximum(highest, x.amin(1, keepdim=True).neg_()).div_(127).clamp_min_(_SMALLEST)
-        steps = x * scale.reciprocal()
+        scale = x.abs().amax(1, keepdim=True).mul_(1 / 127).clamp_min_(_SMALLEST)
+        steps = x / scale
     else:
-        scale = highest.sub_(lowest).div_(255).clamp_min_(_SMALLEST)
-        steps = torch.addcmul(-lowest / scale - 128, x, scale.reciprocal())
+        scale = x.amax(1, keepdim=True).sub_(lowest).mul_(1 / 255).clamp_min_(_SMALLEST)
+        steps = (x - lowest).div_(scale).sub_(128)
     return _Rounded(steps.round_().to(torch.int8), scale, x.sum(1, keepdim=True))
 
 
@@ -118,13 +118,12 @@ def _by_codes(x: _Rounded, loaded: Loaded, lowest: float | None) -> Tensor:
     assert isinstance(weight, Dense)
     assert loaded.codes is not None
     y = torch._int_mm(x.codes, loaded.codes.t()).float()
-    step, scale = weight.code_step, x.scale
+    step = weight.code_step
     if lowest is not None:
         y.add_(weight.sums, alpha=128)
         bias = torch.addcmul(bias, step, weight.sums, value=lowest)
     if len(step) == 1:
-        scale = scale * step
+        y.mul_(x.scale * step)
     else:
-        y.mul_(step)
-    torch.addcmul(bias, y, scale, out=y)
-    return y.add_(x.sums * weight.centre)  # (M, 1) where all rows of the weight are on one grid
+        y.mul_(x.scale).mul_(step)
+    return y.add_(bias).add_(x.sums * weight.centre)  # (M, 1) where all rows of the weight are on one grid

@@ -7,6 +7,7 @@ reads the first token of each sentence alone), of which attention to all tokens 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union
@@ -66,6 +67,10 @@ class Layer:
     fc2: Linear
     ffn_norm: Norm
 
+    @property
+    def maps(self) -> tuple[Linear, ...]:
+        return self.query, self.key, self.value, self.out, self.fc1, self.fc2
+
 
 @dataclass(frozen=True)
 class Head:
@@ -104,6 +109,11 @@ class Network:
     def nbytes(self) -> int:
         """Bytes of all weights in memory, shared ones once."""
         return sum(weight.nbytes for weight in self.resident)
+
+    def in_codes(self, precision: str) -> bool:
+        """Whether all linear maps of the layers are computed with int8 codes, a few sentences at a time."""
+        maps = [m for layer in self.layers for m in layer.maps]
+        return precision == INT8 and all(isinstance(m.weight, Dense) for m in maps)
 
     def scratch_nbytes(self, precision: str) -> int:
         """Bytes of weights that are unpacked at the same time while the model computes, at most."""
@@ -167,10 +177,12 @@ def features(network: Network, sentences: Sequence[Tensor], places: Sequence[Ten
     x = network.tokens.rows(torch.cat(list(sentences))) + network.positions.rows(positions)
     if network.embedding_norm is not None:
         x = network.embedding_norm(x)
-    for number, layer in enumerate(network.layers, start=1):
-        last = number == len(network.layers)
-        x = _attend(network, layer, x, lengths, places if last else None, precision)
-        x = _feed_forward(network, layer, x, precision)
+    cores = torch.get_num_threads() if sum(lengths) > _FEWEST and network.in_codes(precision) else 1
+    with _one_thread_here() if cores > 1 else contextlib.nullcontext():
+        for number, layer in enumerate(network.layers, start=1):
+            last = number == len(network.layers)
+            x = _attend(network, layer, x, lengths, places if last else None, precision, cores)
+            x = _feed_forward(network, layer, x, precision, cores)
     return x if network.final_norm is None else network.final_norm(x)
 
 
@@ -197,6 +209,7 @@ def _attend(
     lengths: Sequence[int],
     places: Sequence[Tensor] | None,
     precision: str,
+    cores: int,
 ) -> Tensor:
     """Attention with its residual connection on all tokens (T, hidden), or only for those at `places`."""
     query, key, value, out = (kernels.load(m, precision) for m in (layer.query, layer.key, layer.value, layer.out))
@@ -220,8 +233,8 @@ def _attend(
         [update] = kernels.project(torch.cat(mixed), [out], precision)
         return update.add_(rows)
 
-    together = _together(len(x), (query, key, value, out))
-    x = torch.cat(_on_cores(attend, list(_chunks(lengths, together))))
+    together = _together(len(x), (query, key, value, out), cores)
+    x = torch.cat(_on_cores(attend, list(_chunks(lengths, together)), cores))
     return x if network.prenorm else layer.attention_norm(x)
 
 
@@ -232,7 +245,7 @@ def _mix(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return mixed_AxRxD.transpose(0, 1).reshape(len(q), -1)
 
 
-def _feed_forward(network: Network, layer: Layer, x: Tensor, precision: str) -> Tensor:
+def _feed_forward(network: Network, layer: Layer, x: Tensor, precision: str, cores: int) -> Tensor:
     """The feed-forward network with its residual connection, on rows (R, hidden)."""
     fc1, fc2 = kernels.load(layer.fc1, precision), kernels.load(layer.fc2, precision)
 
@@ -241,22 +254,22 @@ def _feed_forward(network: Network, layer: Layer, x: Tensor, precision: str) -> 
         [update] = kernels.project(torch.ops.aten.gelu_(inner), [fc2], precision, lowest=_GELU_LOWEST)
         return update.add_(rows)
 
-    x = torch.cat(_on_cores(feed, list(x.split(_together(len(x), (fc1, fc2))))))
+    x = torch.cat(_on_cores(feed, list(x.split(_together(len(x), (fc1, fc2), cores))), cores))
     return x if network.prenorm else layer.ffn_norm(x)
 
 
-def _together(tokens: int, maps: Sequence[kernels.Loaded]) -> int:
+def _together(tokens: int, maps: Sequence[kernels.Loaded], cores: int) -> int:
     """How many of `tokens` to compute at once: all, where weights are made anew for each product; else a core's share,
     or as many as are worth a product and keep their activations in the cache."""
     if any(loaded.codes is None for loaded in maps):
         return tokens
-    share = -(-tokens // torch.get_num_threads())
+    share = -(-tokens // cores)
     return min(max(share, _FEWEST), _MOST)
 
 
-def _on_cores(function: Callable[[Part], Tensor], parts: Sequence[Part]) -> list[Tensor]:
+def _on_cores(function: Callable[[Part], Tensor], parts: Sequence[Part], cores: int) -> list[Tensor]:
     """`function` of each part, in order. Cores take one after another: they meet once, and not after each operation."""
-    if len(parts) < 2 or torch.get_num_threads() < 2:
+    if len(parts) < 2 or cores < 2:
         return [function(part) for part in parts]
 
     def inferring(part: Part) -> Tensor:
@@ -264,6 +277,18 @@ def _on_cores(function: Callable[[Part], Tensor], parts: Sequence[Part]) -> list
             return function(part)
 
     return on_all_cores(inferring, parts)
+
+
+@contextlib.contextmanager
+def _one_thread_here() -> Iterator[None]:
+    """Torch on one thread where sentences are handed out to all cores: its other threads go on waiting, busily, for
+    some time after each operation, on the cores that the sentences need."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _chunks(lengths: Sequence[int], together: int) -> Iterator[tuple[int, int, int]]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Union
 
 import torch
@@ -58,6 +59,13 @@ class Dense:
 
     def codes(self) -> Tensor:
         """int8 (N, K), whatever the number of bits; of 8 bits not a copy."""
+        return self._eight_bits if self.bits == 8 else self._unpacked()
+
+    @cached_property
+    def _eight_bits(self) -> Tensor:
+        return self._unpacked()
+
+    def _unpacked(self) -> Tensor:
         rows, columns = self.shape
         codes = planes.unpack(self.planes, self.bits).view(torch.int8)
         return codes[: rows * columns].view(rows, columns)
@@ -93,7 +101,11 @@ class Codes:
 
     def rows(self, rows: Tensor | slice) -> Tensor:
         """float32 (R, N)."""
-        return self._value([planes.unpack([p[rows] for p in level], bits) for level, bits in self._by_level()])
+        # index_select copies whole rows; indexing by a tensor goes element by element.
+        chosen = [
+            [p[rows] if isinstance(rows, slice) else p.index_select(0, rows) for p in level] for level in self.levels
+        ]
+        return self._value([planes.unpack(level, bits) for level, (_, bits) in zip(chosen, self._by_level())])
 
     def take(self, places: Tensor) -> Tensor:
         """float32 of the shape of `places`, of a single row."""
