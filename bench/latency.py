@@ -34,6 +34,8 @@ OURS = ("int8 8", "int8 6", "int8 4", "bfloat16 8", "float32 8")
 PEERS = ("torchao int8wo fp32", "torchao int8wo bf16", "onnxruntime dynamic int8")
 BASE = "fairseq fp32"
 
+_REST = 0.1  # seconds, for the threads of the one before, which wait busily for a while
+
 Predict = Callable[[torch.Tensor], object]
 
 
@@ -211,6 +213,7 @@ def race(layers: int, hidden: int, peers: Path, rounds: int, threads: int) -> li
         for batch, repeats in BATCHES.items():
             for _ in range(_rounds(rounds, batch)):
                 for contestant in contestants:
+                    time.sleep(_REST)
                     contestant.measure(batch, repeats)
         for contestant in contestants:
             contestant.process.stdin.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -21,9 +22,21 @@ Result = TypeVar("Result")
 @functools.cache
 def pool() -> ThreadPoolExecutor:
     """One thread for each core that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # OpenMP counts threads for each thread that starts them.
-    return ThreadPoolExecutor(cores, "compression", initializer=lambda: torch.set_num_threads(1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = torch.get_num_threads()
+    # OpenMP counts threads for each thread that starts them. But what any thread says last holds for those that have
+    # not said anything yet (set_num_threads, aten/src/ATen/ParallelOpenMP.cpp, torch 2.13.0): so all start now, and the
+    # last word is that nothing has changed.
+    started = ThreadPoolExecutor(cores, "compression", initializer=_one_thread)
+    barrier = threading.Barrier(cores)
+    list(started.map(lambda _: barrier.wait(), range(cores)))
+    torch.set_num_threads(here)
+    return started
+
+
+def _one_thread() -> None:
+    torch.get_num_threads()  # the first call in a thread sets what was said last; only then can it be changed
+    torch.set_num_threads(1)
 
 
 def on_all_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
