@@ -96,7 +96,7 @@ def main() -> None:
     logging.getLogger("fairseq").setLevel(logging.WARNING)
     result = []
     if options.model:
-        result += rows(options.model.parent.parent.name or options.model.stem, load_file(options.model), None)
+        result += rows(options.model.stem, load_file(options.model), None)
     result += demo(options.demo)
     machine = {"machine": describe(torch.get_num_threads()), "torch": torch.__version__}
     with whole(options.out) as aside, aside.open("w", newline="") as file:
