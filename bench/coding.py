@@ -8,7 +8,6 @@ turn, and what it wrote is decoded and compared.
 
 from __future__ import annotations
 
-import csv
 import lzma
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import constriction
 import numpy as np
+import table
 import torch
 import zstandard
 from file_size import fetch_minilm
@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 from train_large.compression.coding import decode, encode, pack_bits, unpack_bits
 from train_large.compression.inspection import entropy
 from train_large.compression.quantization import quantize_tensor
-from train_large.files import whole
 from train_large.machine import describe
 
 BITS = (8, 6, 5, 4, 3, 2)
@@ -104,10 +103,7 @@ def main(downloads: Path, out: Path) -> None:
             }
             print(*row.values(), sep="  ", flush=True)
             rows.append(row)
-    with whole(out) as aside, aside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    table.write(rows, out)
 
 
 if __name__ == "__main__":

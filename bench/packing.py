@@ -10,7 +10,6 @@ rounds in turn, medians. Choosing the smallest of 353 million weights is done on
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import table
 import torch
 from torch import Tensor
 
@@ -26,7 +26,6 @@ from train_large.compression.checkpoint import write_checkpoint
 from train_large.compression.conversion import Method, pack_checkpoint, unpack_checkpoint
 from train_large.compression.packed import read_state
 from train_large.compression.pruning import smallest
-from train_large.files import whole
 from train_large.machine import describe
 
 ROUNDS, BITS, SPARSITY = 3, (8, 6, 4), 0.6
@@ -120,10 +119,7 @@ def main(out: Path) -> None:
             }
             print(*row.values(), sep="  ", flush=True)
             rows.append(row)
-    with whole(out) as aside, aside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    table.write(rows, out)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def _torchao(dtype: torch.dtype, *configs, in_safetensors: bool = True, kinds=(n
             quantize_(model, config, filter_fn=lambda module, _, config=config: chosen.get(module) is config)
         if not in_safetensors:
             torch.save(model.state_dict(), path)
-            return _dequantized(torch.load(path, weights_only=False))
+            return _dequantized(torch.load(path, weights_only=True))
         flat, metadata = flatten_tensor_state_dict(model.state_dict())
         save_file(flat, path, metadata)
         with safe_open(path, framework="pt") as file:
