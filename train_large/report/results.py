@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import tempfile
 import typing
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from train_large import runlog
 from train_large.errors import UserError
+from train_large.files import whole
 
 # Numbers and the bounds they lie in.
 Number = Annotated[float, (-math.inf, math.inf)]
@@ -242,25 +241,12 @@ _MAY_BE_ABSENT = {
 def write_whole(path: Path, text: str) -> None:
     """Writes a text file aside, then renames it. Raises UserError if that fails, and leaves what was there before."""
     path = Path(path)
-    aside = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            aside = Path(file.name)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files for their owner alone; a report is to be read by others as the umask allows.
-        umask = os.umask(0)
-        os.umask(umask)
-        aside.chmod(0o666 & ~umask)
-        os.replace(aside, path)
     except OSError as error:
-        if aside is not None and aside.exists():
-            aside.unlink()
-        raise UserError(f"Cannot write {path} ({error.strerror}): free the space or choose another place.") from None
+        raise UserError(f"{path} could not be written ({error.strerror}): choose another place.") from None
+    with whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def parse(value: Any) -> Results:

@@ -175,7 +175,7 @@ def test_write_report(value, tmp_path):
     assert "Within 2\u00a0MB" in first.decode("utf-8")
     assert os.listdir(page.parent) == ["page.html"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Cannot write"):
+    with pytest.raises(UserError, match="could not be written"):
         module.write_report(source, tmp_path / "file" / "page.html", 2_000_000)
 
     del value["task"]

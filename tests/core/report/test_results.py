@@ -186,8 +186,8 @@ def test_a_full_disk_leaves_what_was_there(results, tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
-    with pytest.raises(UserError, match="Cannot write .*No space left on device"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="could not be written .*No space left on device"):
         module.save(results, path)
     assert path.read_text() == "as it was"
     assert os.listdir(tmp_path) == ["results.json"]
