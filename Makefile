@@ -8,11 +8,22 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 STAMP := $(VENV)/.made-for-these-pins
 
+T2T := .venv-t2t
+T2T_STAMP := $(T2T)/.made-for-these-pins
+
+# Tensor2Tensor's own time: a Python 3.7, where there is one that runs.
+PYTHON37 ?= $(shell for python in "$$(command -v python3.7)" "$$HOME"/.pyenv/versions/3.7.*/bin/python; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 7))' 2>/dev/null && echo "$$python" && break; done)
+TF1 := .venv-t2t-tf1
+TF1_STAMP := $(TF1)/.made-for-these-pins
+
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.made-for-these-pins
 
 BUDGET ?= 150s
 OUT ?= runs/demo
+MT_BUDGET ?= 150s
+MT_OUT ?= runs/demo-mt
 DEMO_FLAGS ?=
 
 export PYTHONUNBUFFERED := 1
@@ -20,10 +31,10 @@ export PYTHONUNBUFFERED := 1
 export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
 export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
 
-.PHONY: help env env-peers demo test lint bench clean
+.PHONY: help env env-t2t env-t2t-tf1 env-peers demo demo-mt test test-t2t test-t2t-tf1 lint bench clean
 
 help:  ## this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 env: $(STAMP)  ## the environment for fairseq, in .venv; made again when a pin changes
 
@@ -40,11 +51,46 @@ $(STAMP): constraints/fairseq.txt setup.py
 	$(PIP) --constraint constraints/fairseq.txt --no-build-isolation --editable '.[fairseq,pack,hf,report,dev]'
 	touch $@
 
+env-t2t: $(T2T_STAMP)  ## the environment for Tensor2Tensor on TensorFlow 2.12, in .venv-t2t
+
+$(T2T_STAMP): constraints/t2t.txt setup.py
+	@echo "making $(T2T) (a minute or two) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "error: the pins are for Python 3.11; give one: make env-t2t PYTHON=/path/to/python3.11" >&2; exit 1; }
+	rm -rf $(T2T)
+	$(PYTHON) -m venv $(T2T)
+	$(T2T)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t.txt setuptools wheel
+	$(T2T)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t.txt \
+		--no-build-isolation --editable '.[t2t]' tensorflow-cpu pytest hypothesis
+	touch $@
+
+env-t2t-tf1: $(TF1_STAMP)  ## the same on TensorFlow 1.15, in .venv-t2t-tf1: PYTHON37=/path/to/python3.7
+
+$(TF1_STAMP): constraints/t2t-tf1.txt setup.py
+	@test -n "$(PYTHON37)" || \
+		{ echo "error: no Python 3.7 was found; give one: make env-t2t-tf1 PYTHON37=/path/to/python3.7" >&2; exit 1; }
+	@echo "making $(TF1) (a minute) ..."
+	rm -rf $(TF1)
+	$(PYTHON37) -m venv $(TF1)
+	$(TF1)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t-tf1.txt setuptools wheel
+	$(TF1)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t-tf1.txt \
+		--no-build-isolation --editable '.[t2t]' tensorflow pytest hypothesis
+	touch $@
+
 demo: $(STAMP)  ## the whole study on two cores: BUDGET=10m gives each size longer, OUT=runs/demo
 	$(BIN)/python user_dir_examples/pocket/demo.py --budget $(BUDGET) --out $(OUT) $(DEMO_FLAGS)
 
-test: $(STAMP) lint  ## lint, types and every test
+demo-mt: $(STAMP) $(T2T_STAMP)  ## English to French in Tensor2Tensor, several sizes: MT_BUDGET=5m gives each longer
+	$(BIN)/python user_dir_examples/pocket_mt/demo.py --budget $(MT_BUDGET) --out $(MT_OUT) --t2t $(T2T)/bin/python $(DEMO_FLAGS)
+
+test: $(STAMP) lint test-t2t $(if $(PYTHON37),test-t2t-tf1)  ## lint, types and every test, those of TensorFlow 1 where there is a Python 3.7
 	$(BIN)/python -m pytest
+
+test-t2t: $(T2T_STAMP)  ## the tests of the Tensor2Tensor plugin
+	$(T2T)/bin/python -m pytest tests/t2t_problems
+
+test-t2t-tf1: $(TF1_STAMP)  ## the same on TensorFlow 1.15
+	$(TF1)/bin/python -m pytest tests/t2t_problems
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check
@@ -70,4 +116,4 @@ bench: $(STAMP) $(PEERS_STAMP)  ## speed and size beside other libraries, measur
 	PYTHONPATH=.:user_dir_examples/pocket $(BIN)/python bench/rate.py --demo $(OUT) --model runs/downloads/minilm.safetensors
 
 clean:  ## remove the environment and what runs left
-	rm -rf $(VENV) $(PEERS) runs build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(T2T) $(TF1) $(PEERS) runs build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -27,6 +27,8 @@ setup(
             "tokenizers",
             "psutil",
         ],
+        # Beside it tensorflow (1.15, for Python 3.7) or tensorflow or tensorflow-cpu (2.12, for Python 3.11).
+        "t2t": ["tensor2tensor==1.15.7", "sacrebleu", "sacremoses"],
         # The packed file, and running it.
         "pack": ["torch>=2.6", "safetensors", "zstandard", "tokenizers"],
         "hf": ["transformers>=5", "safetensors", "tokenizers", "onnx", "onnxscript", "onnxruntime"],

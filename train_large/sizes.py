@@ -131,12 +131,25 @@ def translation_parameters(size: Size, vocabulary: int) -> int:
 
     The convention: `size.layers` layers in the encoder and as many in the decoder, one embedding for source, target and
     output (`--share-all-embeddings`), sinusoidal positions (no parameters), layer norm after every sub-layer (fairseq's
-    default, no final norm). Tensor2Tensor's Transformer counts a little less in the attention (no biases) and has a
-    final norm on both sides.
+    default, no final norm). `tensor2tensor_parameters` is the same for Tensor2Tensor's Transformer.
     """
     encoder_layer = _attention(size) + _feed_forward(size) + 2 * _norm(size.hidden)
     decoder_layer = 2 * _attention(size) + _feed_forward(size) + 3 * _norm(size.hidden)
     return vocabulary * size.hidden + size.layers * (encoder_layer + decoder_layer)
+
+
+def tensor2tensor_parameters(size: Size, vocabulary: int) -> int:
+    """How many parameters Tensor2Tensor's Transformer has at this size, exactly (transformer_base, 1.15.7).
+
+    As `translation_parameters`, but for attention without biases, a final layer norm on both sides, and an embedding of
+    32 target languages or tasks (`target_space_embedding`, tensor2tensor/layers/transformer_layers.py), of which a model
+    for translation reads one.
+    """
+    attention = 4 * size.hidden * size.hidden
+    encoder_layer = attention + _feed_forward(size) + 2 * _norm(size.hidden)
+    decoder_layer = 2 * attention + _feed_forward(size) + 3 * _norm(size.hidden)
+    embeddings = (vocabulary + 32) * size.hidden
+    return embeddings + size.layers * (encoder_layer + decoder_layer) + 2 * _norm(size.hidden)
 
 
 def learning_rate(batch: int) -> float:

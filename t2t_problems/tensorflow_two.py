@@ -1,0 +1,28 @@
+"""What Tensor2Tensor 1.15.7 needs of TensorFlow 2 (2.12.1) to work. Under TensorFlow 1 nothing is done."""
+
+from __future__ import annotations
+
+import sys
+
+import tensorflow as tf
+
+
+def is_two() -> bool:
+    """Whether TensorFlow is of the second generation."""
+    return tf.__version__.startswith("2.")
+
+
+def behave_as_one() -> None:
+    """Graphs and sessions as in TensorFlow 1, and variables as Tensor2Tensor's LazyAdam wants them.
+
+    To be called before a graph is built. Where Tensor2Tensor was imported first, as by the plain `t2t-trainer`, it may
+    have chosen Keras' layers already (tensor2tensor/layers/common_layers.py:44, 1.15.7, keeps its choice); they give
+    variables other names, and a checkpoint of them cannot be decoded from.
+    """
+    if not is_two():
+        return
+    tf.compat.v1.disable_v2_behavior()
+    tf.compat.v1.enable_resource_variables()
+    common_layers = sys.modules.get("tensor2tensor.layers.common_layers")
+    if common_layers is not None:
+        common_layers._cached_layers = tf.compat.v1.layers
