@@ -38,6 +38,7 @@ class BudgetHook(tf.train.SessionRunHook):
         self._size = size_of(hparams)
         self._vocabulary = hparams.problem_hparams.vocab_size["targets"]
         self._problem = getattr(hook_context.problem, "name", None)
+        self.evaluations = hparams.budget_evaluations
         self._is_chief = config.is_chief
         self._workers = max(1, config.num_worker_replicas)
         self._threads = getattr(config.session_config, "intra_op_parallelism_threads", 0) or os.cpu_count()
@@ -122,6 +123,11 @@ class BudgetHook(tf.train.SessionRunHook):
     def used(self) -> float:
         """Seconds used on the clock that the budget is counted on."""
         return self.budget.used(self.updates, self._train_seconds, self._wall.seconds)
+
+    @property
+    def shares(self) -> int:
+        """How many of the budget's `evaluations` shares are used up."""
+        return int(self.evaluations * self.used / self.budget.seconds)
 
     def _stop(self, reason, run_context) -> None:
         """End the run after the call in hand."""
@@ -247,12 +253,41 @@ def saver_hook(config, hook):
     """
     if not config.is_chief or not (config.save_checkpoints_secs or config.save_checkpoints_steps):
         return None
-    return tf.train.CheckpointSaverHook(
+    saver = tf.train.CheckpointSaverHook(
         config.model_dir,
         save_secs=config.save_checkpoints_secs,
         save_steps=config.save_checkpoints_steps,
         listeners=[_Listener(hook)],
     )
+    if hook.evaluations:
+        saver._timer = _ShareTimer(hook)
+    return saver
+
+
+class _ShareTimer:
+    """When to save: each time another share of the budget is used, so that all sizes are evaluated at the same times.
+
+    In the place of the saver's own, which goes by updates or by the time of day
+    (`SecondOrStepTimer`, tensorflow/python/training/basic_session_run_hooks.py:82, 2.12.1).
+    """
+
+    def __init__(self, hook) -> None:
+        self._hook = hook
+        self.reset()
+
+    def reset(self) -> None:
+        self._last_step = None
+        self._shares = 0
+
+    def should_trigger_for_step(self, step) -> bool:
+        return step != self._last_step and (self._last_step is None or self._hook.shares > self._shares)
+
+    def update_last_triggered_step(self, step) -> None:
+        self._last_step = step
+        self._shares = self._hook.shares
+
+    def last_triggered_step(self):
+        return self._last_step
 
 
 def _on_tpu() -> bool:

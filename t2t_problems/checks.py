@@ -38,6 +38,8 @@ def budget_of(hparams) -> Budget:
         )
     if hparams.budget_clock == "calibrated" and not hparams.budget_seconds_per_update > 0:
         raise UserError("budget_clock=calibrated needs budget_seconds_per_update, as in --hparams=...=0.25.")
+    if hparams.budget_evaluations and seconds == float("inf"):
+        raise UserError("budget_evaluations needs budget_seconds, of which each evaluation is a share.")
     if hparams.bleu_sentences < 0:
         raise UserError(f"bleu_sentences={hparams.bleu_sentences} is below zero: 0 translates none.")
     try:

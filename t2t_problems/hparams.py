@@ -15,6 +15,7 @@ def with_budget(hparams):
     hparams.add_hparam("budget_seconds", math.inf)  # no limit: the run is only logged
     hparams.add_hparam("budget_clock", "train")
     hparams.add_hparam("budget_seconds_per_update", 0.0)  # for the calibrated clock
+    hparams.add_hparam("budget_evaluations", 0)  # this many, evenly over the budget; 0 for as often as the flags say
     hparams.add_hparam("bleu_sentences", 3000)  # of the dev set, translated at each evaluation; 0 for none
     return hparams
 

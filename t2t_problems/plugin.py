@@ -5,4 +5,4 @@ from t2t_problems import tensorflow_two
 
 tensorflow_two.behave_as_one()
 
-from t2t_problems import budgeted, hparams, optimizers  # noqa: E402, F401
+from t2t_problems import budgeted, enfr, hparams, optimizers, pairs  # noqa: E402, F401
