@@ -171,10 +171,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--score", action="append", default=[], metavar="NAME=VALUE", help="measured, for the model card")
     sub.add_argument("--onnx", action="store_true", help="write model.onnx too, checked in onnxruntime")
 
-    sub = command("report", _report, "the tables, and the page with the figures, of a results.json")
-    sub.add_argument("results", type=Path, metavar="RESULTS.json")
+    sub = command("report", _report, "the tables, and the page with the figures, of a results.json or of run logs")
+    sub.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="a results.json; or folders of runs, by fairseq (--save-dir) or Tensor2Tensor (--output_dir)",
+    )
     sub.add_argument("--page", type=Path, help="HTML file to write")
-    sub.add_argument("--csv", type=Path, help="CSV file to write, a row for each size, sparsity and bit width")
+    sub.add_argument(
+        "--csv", type=Path, help="CSV file to write, a row for each size, sparsity and bit width, or each validation"
+    )
     sub.add_argument("--weight-error-csv", type=Path, help="CSV file to write, a row for each size, module and method")
     sub.add_argument("--memory-limit", help="the memory at inference, such as 2MB: says what to ship")
     return parser
@@ -376,22 +384,27 @@ def _export_hf(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from train_large.report.page import write_page
-    from train_large.report.results import load
+    from train_large.report.results import Results
+    from train_large.report.runs import load_study
     from train_large.report.spreadsheet import write_csv, write_weight_errors
     from train_large.report.tables import print_report
     from train_large.report.units import parse_bytes
 
     limit = parse_bytes(options.memory_limit) if options.memory_limit else None
-    results = load(options.results)
-    print_report(results, memory_limit=limit)
+    study = load_study(options.runs)
+    if not isinstance(study, Results):
+        for flag, given in (("--memory-limit", limit), ("--weight-error-csv", options.weight_error_csv)):
+            if given:
+                raise UserError(f"{flag}: nothing was compressed in {options.runs[0]}; leave the flag out.")
+    print_report(study, memory_limit=limit)
     if options.page:
-        write_page(results, options.page, limit)
+        write_page(study, options.page, limit)
         print(f"wrote {options.page}")
     if options.csv:
-        write_csv(results, options.csv)
+        write_csv(study, options.csv)
         print(f"wrote {options.csv}")
-    if options.weight_error_csv:
-        write_weight_errors(results, options.weight_error_csv)
+    if options.weight_error_csv and isinstance(study, Results):
+        write_weight_errors(study, options.weight_error_csv)
         print(f"wrote {options.weight_error_csv}")
 
 

@@ -1,1 +1,2 @@
-"""The report on one experiment: results.json in; tables, figures, verdicts on the paper's claims and one page out."""
+"""The report on one experiment: results.json, or the logs of its runs, in; tables, figures, verdicts on the paper's
+claims and one page out."""

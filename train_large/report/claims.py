@@ -2,17 +2,19 @@
 
 What is told from accuracies counts only beyond its standard error. An accuracy p on n validation examples has the
 binomial error sqrt(p (1 - p) / n), and the errors of what is compared add in squares. All are measured on the same
-examples, so the true error of a difference is smaller: the verdicts err on the side of "cannot be told"."""
+examples, so the true error of a difference is smaller: the verdicts err on the side of "cannot be told".
+
+What training alone shows, section 3, is in training_claims.py."""
 
 from __future__ import annotations
 
 import math
-from itertools import combinations
 from typing import Callable, Sequence
 
 from train_large.report.pareto import measurements
-from train_large.report.results import Claim, Compressed, CurvePoint, Model, Results
-from train_large.report.units import format_bytes, format_percent, format_perplexity
+from train_large.report.results import Claim, Compressed, Results, Study
+from train_large.report.training_claims import judge_training, listed, pairs
+from train_large.report.units import format_bytes, format_percent
 
 
 def standard_error(accuracy: float, examples: int) -> float:
@@ -25,26 +27,12 @@ def above_chance(accuracy: float, results: Results) -> bool:
     return accuracy - results.task.majority > standard_error(accuracy, results.task.valid)
 
 
-def updates_to_reach(curve: Sequence[CurvePoint], perplexity: float) -> float | None:
-    """Updates until the curve first is this low, log-linear between two validations; None if it never is."""
-    before = None
-    for point in curve:
-        if point.perplexity <= perplexity:
-            if before is None:
-                return point.updates
-            drop = math.log(before.perplexity / point.perplexity)
-            share = math.log(before.perplexity / perplexity) / drop
-            return before.updates + share * (point.updates - before.updates)
-        before = point
-    return None
-
-
-def judge_claims(results: Results) -> tuple[Claim, ...]:
+def judge_claims(results: Study) -> tuple[Claim, ...]:
     """Every claim of sections 3 to 5.3 that one such experiment can test, with the figures measured and a verdict."""
+    if not isinstance(results, Results):
+        return judge_training(results)
     return (
-        _fewer_updates(results),
-        _larger_is_best(results),
-        _returns_diminish(results),
+        *judge_training(results, besides=_accuracies(results)),
         _robust(results, "4.2", "Larger models lose less accuracy at 4 bits.", "at 4 bits", 0.0, 4),
         _robust(results, "4.3", "Larger models lose less accuracy at 60% sparsity.", "60% pruned", 0.6, 32),
         _robust(results, "4.3", "Larger models lose less accuracy at 90% sparsity.", "90% pruned", 0.9, 32),
@@ -54,86 +42,17 @@ def judge_claims(results: Results) -> tuple[Claim, ...]:
     )
 
 
-def _pairs(models: Sequence[Model]) -> list[tuple[Model, Model]]:
-    """Every (smaller, larger) of models sorted by size."""
-    return [(a, b) for a, b in combinations(models, 2) if a.parameters < b.parameters]
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _error_note(results: Results) -> str:
-    return f"binomial, {results.task.valid:,} validation examples"
-
-
-def _fewer_updates(results: Results) -> Claim:
-    text = "Larger models reach a given perplexity in fewer updates."
-    models = [model for model in results.by_size if model.curve]
-    pairs = _pairs(models)
-    if not pairs:
-        return Claim(text, "3", None, "There are no two sizes with validation curves to compare.")
-    best = {model.name: min(point.perplexity for point in model.curve) for model in models}
-    for_it = against = 0
-    for small, large in pairs:
-        level = max(best[small.name], best[large.name])
-        of_small, of_large = updates_to_reach(small.curve, level), updates_to_reach(large.curve, level)
-        assert of_small is not None, "both reach the worse of their best perplexities"
-        assert of_large is not None
-        for_it += of_large < of_small
-        against += of_large > of_small
-    common = max(best.values())
-    reached = []
-    for model in models:
-        updates = updates_to_reach(model.curve, common)
-        assert updates is not None
-        reached.append(f"{model.name} after {updates:,.0f}")
-    measured = (
-        f"Perplexity {format_perplexity(common)}, the lowest that every size reached: {_listed(reached)} updates. "
-        f"Taking every two sizes at the lowest perplexity both reached, the larger needs fewer updates in "
-        f"{for_it} of {len(pairs)} pairs and more in {against}."
-    )
-    shows = True if for_it == len(pairs) else False if against >= for_it else None
-    return Claim(text, "3", shows, measured)
-
-
-def _unequal_budgets(results: Results) -> str:
-    """A sentence if the models were not trained for the same time on the training clock, else nothing."""
-    seconds = [model.train_seconds for model in results.models]
-    if results.budget.clock == "train" and max(seconds) - min(seconds) > 0.05 * results.budget.seconds:
-        return f" But the sizes were not trained for the same time: {min(seconds):.4g} to {max(seconds):.4g} seconds."
-    return ""
-
-
-def _at_equal_budget(results: Results) -> str:
-    perplexities = [f"{m.name} {format_perplexity(m.perplexity)}" for m in results.by_size]
+def _accuracies(results: Results) -> str:
     accuracies = [f"{m.name} {format_percent(m.finetuned.accuracy)}" for m in results.by_size]
     error = max(standard_error(model.finetuned.accuracy, results.task.valid) for model in results.models)
     return (
-        f"Perplexity at the end of the budget: {_listed(perplexities)}. "
-        f"Accuracy after finetuning: {_listed(accuracies)} "
+        f" Accuracy after finetuning: {listed(accuracies)} "
         f"(standard error up to {100 * error:.1f} points: {_error_note(results)})."
     )
 
 
-def _larger_is_best(results: Results) -> Claim:
-    text = "At the same training budget, a larger model than the smallest is best."
-    models, unequal = results.by_size, _unequal_budgets(results)
-    least = min(model.perplexity for model in models)
-    shows = None if unequal or not _pairs(models) else models[0].perplexity > least
-    return Claim(text, "3", shows, _at_equal_budget(results) + unequal)
-
-
-def _returns_diminish(results: Results) -> Claim:
-    text = "Returns diminish as size increases: the largest model is not the best."
-    models, unequal = results.by_size, _unequal_budgets(results)
-    best = min(models, key=lambda model: model.perplexity)
-    shows = None if unequal or not _pairs(models) else models[-1].perplexity > best.perplexity
-    measured = (
-        f"Lowest perplexity at the end of the budget: {best.name}, {format_perplexity(best.perplexity)}; "
-        f"the largest, {models[-1].name}, has {format_perplexity(models[-1].perplexity)}."
-    )
-    return Claim(text, "3", shows, measured + unequal)
+def _error_note(results: Results) -> str:
+    return f"binomial, {results.task.valid:,} validation examples"
 
 
 def _robust(results: Results, section: str, text: str, how: str, sparsity: float, bits: int) -> Claim:
@@ -151,13 +70,13 @@ def _robust(results: Results, section: str, text: str, how: str, sparsity: float
         error = math.hypot(standard_error(whole.accuracy, n), standard_error(part.accuracy, n))
         losses[model.name] = (whole.accuracy - part.accuracy, error)
         models.append(model)
-    left_out = f" Left out, as no better than guessing to begin with: {_listed(chance)}." if chance else ""
-    if not _pairs(models):
+    left_out = f" Left out, as no better than guessing to begin with: {listed(chance)}." if chance else ""
+    if not pairs(models):
         return Claim(text, section, None, f"There are no two sizes measured both whole and {how} to compare.{left_out}")
     slope, error = _slope([math.log2(model.parameters) for model in models], [losses[model.name] for model in models])
     lost = [f"{name} {100 * loss:.1f}" for name, (loss, _) in losses.items()]
     measured = (
-        f"Points of accuracy lost {how}: {_listed(lost)}. Fitted over the sizes, each doubling of the parameters "
+        f"Points of accuracy lost {how}: {listed(lost)}. Fitted over the sizes, each doubling of the parameters "
         f"changes the loss by {100 * slope:+.2f} points, with a standard error of {100 * error:.2f} "
         f"({_error_note(results)}).{left_out}"
     )
@@ -176,7 +95,7 @@ def _larger_compressed(results: Results) -> Claim:
     text = "For most memory limits the best is a larger model compressed, not a smaller one left whole."
     section = "4.1-4.3"
     wins, loses, least, most = _shares_of_limits(results, lambda entry: entry.stored_bytes)
-    if not _pairs([model for model in results.by_size if model.at(0.0, 32)]):
+    if not pairs([model for model in results.by_size if model.at(0.0, 32)]):
         return Claim(text, section, None, "There are no two sizes measured whole, so no limits to compare at.")
     if least == most:
         return Claim(text, section, False, "The smallest model left whole is also the most accurate whole one.")
@@ -188,7 +107,7 @@ def _larger_compressed(results: Results) -> Claim:
         f"accurate whole one does: at {ours[0]} of these limits (on a logarithmic scale) a larger model compressed "
         f"beats the best whole one that fits by more than a standard error, at {ours[1]} it loses by as much, and at "
         f"{ours[2]} they cannot be told apart ({_error_note(results)}). By the paper's count of bytes, without masks: "
-        f"{_listed(paper)}."
+        f"{listed(paper)}."
     )
     # The undecided limits could go either way: true or false only if they cannot turn the majority.
     return Claim(text, section, True if wins > 0.5 else False if 1 - loses <= 0.5 else None, measured)
@@ -266,16 +185,16 @@ def _smaller_error(results: Results) -> Claim:
             if all(kind in at for kind in LAYER_KINDS):
                 errors[model.name] = [at[kind] for kind in LAYER_KINDS]
         models = [model for model in results.by_size if model.name in errors]
-        pairs = [(a.name, b.name) for a, b in _pairs(models)]
-        if not pairs:
+        compared = [(a.name, b.name) for a, b in pairs(models)]
+        if not compared:
             return Claim(text, section, None, "There are no two sizes whose weight errors were measured, to compare.")
         raw = {name: sum(e.mean_absolute for e in of_kind) / len(of_kind) for name, of_kind in errors.items()}
         scaled = {name: sum(e.normalized or 0.0 for e in of_kind) / len(of_kind) for name, of_kind in errors.items()}
         for what, series in ((f"{how}, mean |w − w′|", raw), ("In standard deviations of the weights", scaled)):
-            count = sum(series[large] < series[small] for small, large in pairs)
-            falls.append(True if count == len(pairs) else False if 2 * count <= len(pairs) else None)
-            values = _listed([f"{name} {value:.3g}" for name, value in series.items()])
-            parts.append(f"{what}: {values}; the larger has the smaller in {count} of {len(pairs)} pairs.")
+            count = sum(series[large] < series[small] for small, large in compared)
+            falls.append(True if count == len(compared) else False if 2 * count <= len(compared) else None)
+            values = listed([f"{name} {value:.3g}" for name, value in series.items()])
+            parts.append(f"{what}: {values}; the larger has the smaller in {count} of {len(compared)} pairs.")
     # The paper's figure is the raw error; but where weights are only smaller, and not nearer to their grid for their
     # size, it cannot be told that they are easier to approximate.
     shows = False if falls[0] is False or falls[2] is False else True if all(falls) else None

@@ -19,10 +19,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from train_large.report.claims import standard_error
 from train_large.report.pareto import frontier_of, measurements
-from train_large.report.results import Compressed, CurvePoint, Model, Results
+from train_large.report.results import Compressed, CurvePoint, Model, Results, Study
 from train_large.report.tables import ErrorTable, error_tables
 from train_large.report.units import (
     flops_unit,
+    format_bleu,
     format_bytes,
     format_count,
     format_percent,
@@ -66,58 +67,94 @@ def palette(sizes: int) -> list[tuple[str, str]]:
     return [(along(_LIGHT, share), along(_DARK, share)) for share in shares]
 
 
-def draw(results: Results) -> list[Drawing]:
-    """Every figure that the results have data for, in the order of the page."""
-    drawings = []
+def draw(study: Study) -> list[Drawing]:
+    """Every figure that the study has data for, in the order of the page."""
+    drawings: list[Drawing] = []
     # Our settings on matplotlib's defaults, whatever the user's own matplotlibrc says.
     with matplotlib.style.context(["default", _SETTINGS]):
-        if any(model.curve for model in results.models):
-            drawings += _training_curves(results)
-        if measurements(results.models):
-            drawings += [_trade_off(results), _quantization_only(results), _pruning_only(results)]
-            drawings += [_one_size(results, model) for model in results.by_size if model.compressed]
-        drawings += _weight_errors(results)
+        for curve in (_BLEU, _APPROX_BLEU, _PERPLEXITY):
+            if curve is _APPROX_BLEU and drawings:
+                continue  # there is BLEU of real translations
+            drawings += _training_curves(study, curve)
+        if isinstance(study, Results):
+            if measurements(study.models):
+                drawings += [_trade_off(study), _quantization_only(study), _pruning_only(study)]
+                drawings += [_one_size(study, model) for model in study.by_size if model.compressed]
+            drawings += _weight_errors(study)
     return drawings
 
 
-# ------------------------------------------------------------------------------------------------ pretraining
+# ------------------------------------------------------------------------------------------------ training
 
 
-def _training_curves(results: Results) -> list[Drawing]:
-    points = [point for model in results.models for point in model.curve]
+@dataclass(frozen=True)
+class _Curve:
+    """What is drawn against updates, time and FLOPs; None where a validation did not measure it."""
+
+    name: str
+    title: str
+    label: str
+    height: Callable[[CurvePoint], float | None]
+    form: Callable[[float], str]
+    logarithmic: bool
+
+
+_PERPLEXITY = _Curve(
+    "perplexity", "Perplexity", "validation perplexity", lambda point: point.perplexity, format_perplexity, True
+)
+_BLEU = _Curve("bleu", "BLEU", "validation BLEU", lambda point: point.bleu, format_bleu, False)
+_APPROX_BLEU = _Curve(
+    "approx-bleu", "Approximate BLEU", "validation approx_bleu", lambda point: point.approx_bleu, format_bleu, False
+)
+
+
+def _training_curves(study: Study, curve: _Curve) -> list[Drawing]:
+    points = [point for model in study.models for point in model.curve if curve.height(point) is not None]
+    if not points:
+        return []
     time_unit, seconds = seconds_unit(max(point.train_seconds for point in points))
     flop_unit, flops = flops_unit(max(point.flops for point in points))
-    clock = {"train": "training time", "wall": "wall-clock time", "calibrated": "calibrated time"}[results.budget.clock]
+    clocks = {"train": "training time", "wall": "wall-clock time", "calibrated": "calibrated time"}
+    clock = clocks[study.budget.clock if study.budget else "train"]
     axes: tuple[tuple[str, str, Callable[[CurvePoint], float], bool], ...] = (
         ("updates", "updates", lambda point: point.updates, True),
         ("time", f"{clock} ({time_unit})", lambda point: point.train_seconds / seconds, False),
         ("FLOPs", f"floating-point operations ({flop_unit})", lambda point: point.flops / flops, True),
     )
-    return [_training_curve(results, *axis) for axis in axes]
+    return [_training_curve(study, curve, *axis) for axis in axes]
 
 
 def _training_curve(
-    results: Results, what: str, label: str, place: Callable[[CurvePoint], float], logarithmic: bool
+    study: Study, curve: _Curve, what: str, label: str, place: Callable[[CurvePoint], float], logarithmic: bool
 ) -> Drawing:
-    name = f"perplexity-{what.lower()}"
+    name = f"{curve.name}-{what.lower()}"
     figure, axis = _panel()
-    for i, model in enumerate(results.by_size):
-        points = [(place(p), p.perplexity) for p in model.curve if place(p) > 0 or not logarithmic]
+    ends = []
+    for i, model in enumerate(study.by_size):
+        heights = [(point, curve.height(point)) for point in model.curve]
+        measured = [(place(point), height) for point, height in heights if height is not None]
+        ends += [f"{model.name} {curve.form(height)}" for _, height in measured[-1:]]
+        points = [(x, height) for x, height in measured if x > 0 or not logarithmic]
         # About eight markers a curve tell it apart; one on every validation would hide it.
         every = max(1, len(points) // 8)
-        axis.plot(*_columns(points), **_style(i), markevery=every, label=model.name)
+        # Where the axis begins at 0, what lies on it is drawn whole.
+        axis.plot(*_columns(points), **_style(i), markevery=every, label=model.name, clip_on=curve.logarithmic)
     if logarithmic:
         _log_axis(axis.xaxis, lambda number: without_zeros(format_count(number)) if number >= 1 else f"{number:g}")
     else:
         axis.set_xlim(left=0)
-    _log_axis(axis.yaxis, lambda perplexity: f"{perplexity:,g}")
+    if curve.logarithmic:
+        _log_axis(axis.yaxis, lambda height: f"{height:,g}")
+    else:
+        axis.set_ylim(0, max(1, axis.get_ylim()[1]))
     axis.set_xlabel(label)
-    axis.set_ylabel("validation perplexity")
+    axis.set_ylabel(curve.label)
     _legend(figure, axis)
-    ends = ", ".join(f"{m.name} {format_perplexity(m.curve[-1].perplexity)}" for m in results.by_size if m.curve)
-    words = f"Validation perplexity, on a logarithmic axis, against {label}; a curve for each size. At the end: {ends}."
-    svg = _svg(figure, name, len(results.models))
-    return Drawing("training", name, f"Perplexity against {what}", "", words, svg)
+    scale = ", on a logarithmic axis," if curve.logarithmic else ""
+    words = f"{curve.label[0].upper()}{curve.label[1:]}{scale} against {label}; a curve for each size. At the end: "
+    words += f"{', '.join(ends)}."
+    svg = _svg(figure, name, len(study.models))
+    return Drawing("training", name, f"{curve.title} against {what}", "", words, svg)
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -1,7 +1,9 @@
 """results.json: what one experiment measured, as frozen records, read and written with every field checked.
 
 The dataclasses are the format. A field's type and bounds stand beside it, and `load` says which field of which file is
-wrong. Lists in the file are tuples here."""
+wrong. Lists in the file are tuples here. There are two kinds of experiment: `Results`, of models pretrained, finetuned
+and compressed, and `TranslationResults`, of models trained to translate. A file with the field `translation` is of the
+second kind. `Runs` is what run logs alone tell."""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import typing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, Sequence, TypeVar, Union
 
 from train_large import runlog
 from train_large.errors import UserError
@@ -25,16 +27,31 @@ Natural = Annotated[int, (0, math.inf)]
 Amount = Annotated[float, (0, math.inf)]
 Share = Annotated[float, (0, 1)]
 Perplexity = Annotated[float, (1, math.inf)]
+Bleu = Annotated[float, (0, 100)]
 
 
 @dataclass(frozen=True)
-class Machine:
+class Computer:
     processor: str
     cores: Count
     memory_gib: Amount
     python: str
+
+
+@dataclass(frozen=True)
+class Machine(Computer):
+    """With the versions of what fairseq runs need."""
+
     torch: str
     fairseq: str
+
+
+@dataclass(frozen=True)
+class TensorFlowMachine(Computer):
+    """With the versions of what Tensor2Tensor runs need."""
+
+    tensorflow: str
+    tensor2tensor: str
 
 
 @dataclass(frozen=True)
@@ -65,13 +82,63 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How many sentences were translated to be scored, by beam search with this length penalty alpha."""
+
+    sentences: Count
+    beam_size: Count
+    alpha: Amount
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What was translated and how: numbers of sentence pairs, entries of the vocabulary, tokens a batch.
+
+    `decoding` made the translations of the test set, from the average of `averaged` checkpoints (1: the last one).
+    `signature` is sacreBLEU's. `curve_decoding` made the translations of dev sentences for the BLEU of the curves; None
+    where there is none."""
+
+    corpus: str
+    source: str
+    target: str
+    train: Count
+    dev: Count
+    test: Count
+    vocabulary: Count
+    batch_tokens: Count
+    decoding: Decoding
+    averaged: Count
+    signature: str
+    curve_decoding: Decoding | None = None
+
+
+@dataclass(frozen=True)
+class BleuScores:
+    """BLEU on the test set, 0 to 100, by three measures that are not to be compared with each other.
+
+    `paper`: tokenised, case-sensitive, compounds split. `t2t`: Tensor2Tensor's own, case-sensitive. `sacrebleu`: of
+    detokenised text, by the signature. `paper_error` is the standard error of `paper` over the sentences of the test
+    set, by bootstrap; None where it was not measured."""
+
+    paper: Bleu
+    t2t: Bleu
+    sacrebleu: Bleu
+    paper_error: Amount | None = None
+
+
+@dataclass(frozen=True)
 class CurvePoint:
-    """One validation during pretraining. `train_seconds` is the budget's clock, `flops` the training cost so far."""
+    """One validation in training. `train_seconds` is the budget's clock, `flops` the training cost so far.
+
+    `bleu` is of real translations, by the paper's measure; `approx_bleu` is T2T's, of words each chosen after the right
+    ones (teacher forcing)."""
 
     updates: Natural
     train_seconds: Amount
     flops: Amount
     perplexity: Perplexity
+    bleu: Bleu | None = None
+    approx_bleu: Bleu | None = None
 
 
 @dataclass(frozen=True)
@@ -134,23 +201,49 @@ class WeightError:
 
 
 @dataclass(frozen=True)
-class Model:
-    """One size, pretrained within the budget, finetuned and compressed. `run_log` is relative to results.json."""
+class Run:
+    """One model in training. None stands for what its run log does not know."""
 
     name: str
+    layers: Count | None
+    hidden: Count | None
+    heads: Count | None
+    parameters: Count | None
+    parameters_without_embeddings: Natural | None
+    learning_rate: Amount | None
+    run_log: str
+    updates: Natural
+    train_seconds: Amount
+    tokens: Natural
+    flops: Amount
+    perplexity: Perplexity | None
+    curve: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True)
+class SizeInStudy(Run):
+    """One size of a study, of which everything is known. `run_log` is relative to results.json."""
+
     layers: Count
     hidden: Count
     heads: Count
     parameters: Count
     parameters_without_embeddings: Natural
     learning_rate: Amount
-    run_log: str
-    updates: Natural
-    train_seconds: Amount
-    tokens: Natural
-    flops: Amount
     perplexity: Perplexity
-    curve: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True)
+class TranslationModel(SizeInStudy):
+    """One size, trained to translate within the budget; `perplexity` is that of the dev set at its end, per token."""
+
+    scores: BleuScores
+
+
+@dataclass(frozen=True)
+class Model(SizeInStudy):
+    """One size, pretrained within the budget, finetuned and compressed."""
+
     finetuned: Finetuned
     compressed: tuple[Compressed, ...]
     weight_errors: tuple[WeightError, ...] | None = None
@@ -175,8 +268,52 @@ class Claim:
     measured: str
 
 
+AnyRun = TypeVar("AnyRun", bound=Run)
+
+
+class _OfSizes(Generic[AnyRun]):
+    models: tuple[AnyRun, ...]
+
+    @property
+    def by_size(self) -> tuple[AnyRun, ...]:
+        """The models, smallest first: by parameters if those are known of all, else by FLOPs per token."""
+        known = all(model.parameters for model in self.models)
+
+        def size(model: Run) -> float:
+            return (model.parameters or 0) if known else model.flops / max(1, model.tokens)
+
+        return tuple(sorted(self.models, key=lambda model: (size(model), model.name)))
+
+
 @dataclass(frozen=True)
-class Results:
+class Runs(_OfSizes[Run]):
+    """Runs of one tool, as their logs tell. `problem` is Tensor2Tensor's name of it; None for fairseq's runs.
+
+    `budget` is None where the runs were given different ones, or none. `decodings` are those of BLEU at validations:
+    more than one if the runs differ in it."""
+
+    title: str
+    budget: Budget | None
+    problem: str | None
+    decodings: tuple[Decoding, ...]
+    models: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class TranslationResults(_OfSizes[TranslationModel]):
+    format: Literal[1]
+    title: str
+    created: str
+    command: str
+    machine: TensorFlowMachine
+    budget: Budget
+    translation: Translation
+    models: tuple[TranslationModel, ...]
+    claims: tuple[Claim, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Results(_OfSizes[Model]):
     format: Literal[1]
     title: str
     created: str
@@ -189,17 +326,15 @@ class Results:
     claims: tuple[Claim, ...] | None = None
 
     @property
-    def by_size(self) -> tuple[Model, ...]:
-        """The models, smallest first."""
-        return tuple(sorted(self.models, key=lambda model: (model.parameters, model.name)))
-
-    @property
     def has_files(self) -> bool:
         """Whether there is a real file for any of the measurements."""
         return any(entry.file_bytes is not None for model in self.models for entry in model.compressed)
 
 
-def load(path: Path) -> Results:
+Study = Union[Results, TranslationResults, Runs]
+
+
+def load(path: Path) -> Results | TranslationResults:
     """Reads results.json. Raises UserError, with the file and the field, for whatever is missing, unknown or wrong."""
     path = Path(path)
     try:
@@ -214,7 +349,7 @@ def load(path: Path) -> Results:
         raise UserError(f"{path}: {error}: mend the field or let the run write the file again.") from None
 
 
-def save(results: Results, path: Path) -> None:
+def save(results: Results | TranslationResults, path: Path) -> None:
     """Writes results.json, whole or not at all.
 
     Raises ValueError, with the field, for what `load` would not take (a perplexity of infinity, say); UserError where
@@ -232,7 +367,7 @@ def _without_absent(fields: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _MAY_BE_ABSENT = {
     field.name
-    for record in (Compressed, Model, Results)
+    for record in (Compressed, Model, Results, CurvePoint, Translation, BleuScores, TranslationResults)
     for field in dataclasses.fields(record)
     if field.default is None
 }
@@ -249,19 +384,55 @@ def write_whole(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-def parse(value: Any) -> Results:
+def parse(value: Any) -> Results | TranslationResults:
     """Records from plain JSON values. Raises ValueError that begins with the field: `models[2].compressed[0].bits`."""
-    results = _read(Results, value, "")
-    names = [model.name for model in results.models]
+    translated = isinstance(value, dict) and "translation" in value
+    results: Results | TranslationResults = _read(TranslationResults if translated else Results, value, "")
+    _check_models(results.models)
+    if isinstance(results, Results):
+        _check_compressed(results.models)
+    else:
+        _check_translation(results)
+    try:
+        datetime.fromisoformat(results.created.replace("Z", "+00:00"))
+    except ValueError:
+        raise ValueError(f"created is {results.created!r}, not an ISO 8601 time") from None
+    return results
+
+
+def _check_models(models: Sequence[Run]) -> None:
+    names = [model.name for model in models]
     if not names:
         raise ValueError("models is empty")
-    for m, model in enumerate(results.models):
+    for m, model in enumerate(models):
         where = f"models[{m}]"
         if names.index(model.name) != m:
             raise ValueError(f"{where}.name {model.name!r} is there twice")
         for i, (before, after) in enumerate(zip(model.curve, model.curve[1:]), start=1):
             if after.updates <= before.updates:
                 raise ValueError(f"{where}.curve[{i}].updates does not rise")
+
+
+def _check_translation(results: TranslationResults) -> None:
+    translation = results.translation
+    for name, decoding, most in (
+        ("decoding", translation.decoding, translation.test),
+        ("curve_decoding", translation.curve_decoding, translation.dev),
+    ):
+        if decoding is not None and decoding.sentences > most:
+            raise ValueError(f"translation.{name}.sentences is {decoding.sentences}, more than the {most} there are")
+    for m, model in enumerate(results.models):
+        for i, point in enumerate(model.curve):
+            if point.bleu is not None and translation.curve_decoding is None:
+                raise ValueError(f"models[{m}].curve[{i}].bleu is there, but not translation.curve_decoding")
+    # Some errors measured and others not would make the verdicts depend on which two sizes are compared.
+    if len({model.scores.paper_error is None for model in results.models}) > 1:
+        raise ValueError("models give scores.paper_error for some sizes and not for others")
+
+
+def _check_compressed(models: Sequence[Model]) -> None:
+    for m, model in enumerate(models):
+        where = f"models[{m}]"
         seen = set()
         for i, entry in enumerate(model.compressed):
             if entry.nonzero > entry.parameters:
@@ -276,20 +447,15 @@ def parse(value: Any) -> Results:
                     f"{where}.weight_errors[{i}] repeats {kind[2]!r} at sparsity {kind[0]}, {kind[1]} bits"
                 )
     # Sizes of files and sizes of weights alone are not to be compared with each other.
-    if len({entry.file_bytes is None for model in results.models for entry in model.compressed}) > 1:
+    if len({entry.file_bytes is None for model in models for entry in model.compressed}) > 1:
         raise ValueError("models give file_bytes for some entries of compressed and not for others")
-    try:
-        datetime.fromisoformat(results.created.replace("Z", "+00:00"))
-    except ValueError:
-        raise ValueError(f"created is {results.created!r}, not an ISO 8601 time") from None
-    return results
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
     """The JSON value as `kind` (a dataclass, tuple, union, literal or plain type), or ValueError naming `where`."""
     here = where or "the file"
     if dataclasses.is_dataclass(kind):
-        return _read_record(kind, value, where)
+        return read_record(kind, value, where)
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is Annotated:
         number = _read(arguments[0], value, where)
@@ -318,7 +484,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _read_record(kind: Any, value: Any, where: str) -> Any:
+def read_record(kind: Any, value: Any, where: str = "") -> Any:
+    """The JSON object as a record of this kind, or ValueError naming the field that is missing, unknown or wrong."""
     dot = f"{where}." if where else ""
     if not isinstance(value, dict):
         raise ValueError(f"{where or 'the file'} is not an object")
@@ -336,19 +503,35 @@ def _read_record(kind: Any, value: Any, where: str) -> Any:
 
 
 def curve_from_run_log(path: Path, subset: str = "valid") -> tuple[CurvePoint, ...]:
-    """The validation points of one subset in a run log (SAVE_DIR/run.jsonl), in order of updates.
+    """The validation points of one subset in a run log (run.jsonl), in order of updates.
 
-    A point measured twice, as after a resume or by a last validation at the stop, counts as it was measured last.
-    Raises UserError if a validation line lacks a number."""
-    points = {}
-    for line in runlog.read(path):
-        if line["kind"] != "valid" or line.get("subset", subset) != subset:
-            continue
-        try:
-            point = _read_record(CurvePoint, {f.name: line[f.name] for f in dataclasses.fields(CurvePoint)}, "")
-        except KeyError as error:
-            raise UserError(f"{path}: a validation line has no {error}: the log is of another program.") from None
-        except ValueError as error:
-            raise UserError(f"{path}: in a validation line, {error}: the run diverged or the log is damaged.") from None
-        points[point.updates] = point
-    return tuple(points[updates] for updates in sorted(points))
+    fairseq calls it `valid`, the Tensor2Tensor plugin `dev`. A point measured twice, as after a resume or by a last
+    validation at the stop, counts as it was measured last; a BLEU from either line is kept. Raises UserError if a
+    validation line lacks a number."""
+    return curve_from_lines(runlog.read(path), path, subset)
+
+
+def with_whole_numbers(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of a run log whose counts are whole numbers: numpy's were written as floating-point numbers."""
+    return {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in line.items()}
+
+
+def curve_from_lines(lines: Sequence[dict[str, Any]], path: Path, subset: str) -> tuple[CurvePoint, ...]:
+    """As curve_from_run_log, of the lines of the log read from `path`."""
+    measured: dict[int, dict[str, Any]] = {}
+    for line in map(with_whole_numbers, lines):
+        if line["kind"] == "valid" and line.get("subset", subset) == subset:
+            known = {
+                field.name: line[field.name]
+                for field in dataclasses.fields(CurvePoint)
+                if field.name in line and (line[field.name] is not None or field.default is dataclasses.MISSING)
+            }
+            measured.setdefault(line["updates"], {}).update(known)
+    try:
+        points = [read_record(CurvePoint, point) for _, point in sorted(measured.items())]
+    except ValueError as error:
+        lacking = str(error).removesuffix(" is missing")
+        if lacking != str(error):
+            raise UserError(f"{path}: a validation line has no {lacking!r}: the log is of another program.") from None
+        raise UserError(f"{path}: in a validation line, {error}: the run diverged or the log is damaged.") from None
+    return tuple(points)

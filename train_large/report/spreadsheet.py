@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from train_large.report.results import Results, write_whole
+from train_large.report.results import (
+    CurvePoint,
+    Results,
+    Run,
+    Study,
+    TranslationModel,
+    TranslationResults,
+    write_whole,
+)
+from train_large.report.training_tables import Training
 
 OF_THE_MODEL = (
     *("layers", "hidden", "heads", "parameters_without_embeddings", "learning_rate"),
@@ -16,12 +25,18 @@ OF_THE_MODEL = (
 )
 
 
-def write_csv(results: Results, path: Path) -> None:
-    """One row for each size, sparsity and bit width; written whole or not at all.
+def write_csv(study: Study, path: Path) -> None:
+    """One row for each size, sparsity and bit width, or for each validation of each size where nothing was compressed;
+    written whole or not at all.
 
-    The columns are those of results.json; `file_bytes` is empty where there is no real file."""
+    The columns are those of results.json. A cell is empty for what is not known: `file_bytes` where there is no real
+    file, the BLEU of a validation that has none."""
+    _write(_of_compression(study) if isinstance(study, Results) else _of_training(study), path)
+
+
+def _of_compression(results: Results) -> list[dict[str, Any]]:
     study = {"budget_seconds": results.budget.seconds, "clock": results.budget.clock, "machine": _machine(results)}
-    rows = [
+    return [
         {
             "model": model.name,
             "pretrained_parameters": model.parameters,
@@ -32,7 +47,31 @@ def write_csv(results: Results, path: Path) -> None:
         for model in results.models
         for entry in model.compressed
     ]
-    _write(rows, path)
+
+
+def _of_training(study: Training) -> list[dict[str, Any]]:
+    """A row for each validation; for a model without any, one with those cells empty."""
+    budget = {"budget_seconds": study.budget and study.budget.seconds, "clock": study.budget and study.budget.clock}
+    point = [field.name for field in fields(CurvePoint)]
+    return [
+        {
+            "model": model.name,
+            "parameters": model.parameters,
+            **{name: getattr(model, name) for name in OF_THE_MODEL},
+            **_scores(model),
+            **{f"at_{name}": getattr(validation, name, None) for name in point},
+            **budget,
+            **({"machine": _machine(study)} if isinstance(study, TranslationResults) else {}),
+        }
+        for model in study.models
+        for validation in model.curve or (None,)
+    ]
+
+
+def _scores(model: Run) -> dict[str, float | None]:
+    if not isinstance(model, TranslationModel):
+        return {}
+    return {f"test_bleu_{name}": score for name, score in asdict(model.scores).items()}
 
 
 def write_weight_errors(results: Results, path: Path) -> None:
@@ -51,7 +90,7 @@ def write_weight_errors(results: Results, path: Path) -> None:
     _write(rows, path)
 
 
-def _machine(results: Results) -> str:
+def _machine(results: Results | TranslationResults) -> str:
     return ", ".join(f"{name} {value}" for name, value in asdict(results.machine).items())
 
 

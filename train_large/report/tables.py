@@ -12,7 +12,9 @@ from rich.text import Text
 
 from train_large.report.claims import above_chance, judge_claims, standard_error
 from train_large.report.pareto import best_within, frontier_of, measurements
-from train_large.report.results import Claim, Compressed, Model, Results, WeightError
+from train_large.report.results import Claim, Compressed, Model, Results, Runs, Study, TranslationResults, WeightError
+from train_large.report.training_claims import choice_parts
+from train_large.report.training_tables import Training, about_scores, about_training, columns_of, is_best
 from train_large.report.units import (
     format_bytes,
     format_count,
@@ -26,9 +28,11 @@ from train_large.report.units import (
 VERDICTS = {True: "shows", False: "does not show", None: "cannot be told"}
 
 
-def claims_of(results: Results) -> tuple[Claim, ...]:
+def claims_of(study: Study) -> tuple[Claim, ...]:
     """The verdicts written in results.json; where there are none, those that its measurements give now."""
-    return judge_claims(results) if results.claims is None else results.claims
+    if isinstance(study, Runs) or study.claims is None:
+        return judge_claims(study)
+    return study.claims
 
 
 def describe(model: Model, entry: Compressed) -> str:
@@ -103,6 +107,26 @@ def sizes_table(results: Results) -> Table:
             format_percent(model.finetuned.accuracy),
             style="bold" if model.perplexity == best else "",
         )
+    return table
+
+
+def training_table(study: Training) -> Table:
+    """Of a translation study or of run logs; the best figure of each kind is bold."""
+    budget = study.budget
+    title = f"Trained for {format_seconds(budget.seconds)} each ({budget.clock} clock)" if budget else "As trained"
+    table = _table(title)
+    table.collapse_padding = True  # eight columns in 80 characters
+    columns = columns_of(study, on_page=False)
+    table.add_column("model", overflow="fold")
+    for column in columns:
+        table.add_column(column.heading.replace(" ", "\n"), justify="right", vertical="bottom")
+    for model in study.by_size:
+        cells = []
+        for column in columns:
+            value = column.of(model)
+            text = "–" if value is None else column.form(value)
+            cells.append(Text(text, style="bold" if is_best(study, column, model) else ""))
+        table.add_row(Text(model.name), *cells)
     return table
 
 
@@ -191,30 +215,45 @@ def _table(title: str) -> Table:
     return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
 
 
-def print_report(results: Results, memory_limit: int | None = None, console: Console | None = None) -> None:
+def print_report(study: Study, memory_limit: int | None = None, console: Console | None = None) -> None:
     """Prints the report to the console (standard output if none is given; no colour codes where that is a file)."""
     console = console or Console(highlight=False)
 
     def say(text: str, style: str = "") -> None:
         console.print(Text(text, style=style))
 
-    task, n = results.task, results.task.valid
-    say(results.title, "bold")
-    say(
-        f"Task: {task.name}, {n:,} validation examples; always guessing the commoner class: "
-        f"{format_percent(task.majority)}."
-    )
-    console.print()
-    console.print(sizes_table(results))
-    if frontier_of(results):
-        console.print(frontier_table(results))
-    for table in weight_error_tables(results):
-        console.print(table)
-    say("The paper's claims, as measured here", "bold")
-    for claim in claims_of(results):
+    say(study.title, "bold")
+    if isinstance(study, Results):
+        task, n = study.task, study.task.valid
+        say(
+            f"Task: {task.name}, {n:,} validation examples; always guessing the commoner class: "
+            f"{format_percent(task.majority)}."
+        )
+        console.print()
+        console.print(sizes_table(study))
+        if frontier_of(study):
+            console.print(frontier_table(study))
+        for table in weight_error_tables(study):
+            console.print(table)
+    else:
+        for sentence in about_training(study):
+            say(sentence)
+        console.print()
+        console.print(training_table(study))
+        for sentence in about_scores(study):
+            say(sentence)
+        console.print()
+    claims = claims_of(study)
+    if claims:
+        say("The paper's claims, as measured here", "bold")
+    for claim in claims:
         console.print()
         say(f"[{VERDICTS[claim.shows]}] {claim.claim} (section {claim.section})")
         say(claim.measured)
-    console.print()
-    for limit in memory_limits(results) if memory_limit is None else [memory_limit]:
-        say(ship_line(results, limit), "bold")
+    if isinstance(study, Results):
+        console.print()
+        for limit in memory_limits(study) if memory_limit is None else [memory_limit]:
+            say(ship_line(study, limit), "bold")
+    elif isinstance(study, TranslationResults):
+        console.print()
+        say(f"Train this: {''.join(choice_parts(study))}", "bold")

@@ -92,6 +92,11 @@ def format_perplexity(perplexity: float) -> str:
     return f"{perplexity:,.{digits}f}"
 
 
+def format_bleu(bleu: float) -> str:
+    """Two decimals, as the tools print it: 27.34."""
+    return f"{bleu:.2f}"
+
+
 def format_error(error: float | None) -> str:
     """Two significant digits: 0.14, 0.0030, 2.1e-05; 0 where there is none, and a dash for what has no value."""
     if error is None:

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from report.invented import T2T_BUDGET, T2T_FACTS, make_translation_value, write_run_log
 
 from train_large.report import figures
 from train_large.report import results as results_module
@@ -125,6 +126,31 @@ def with_files_and_weight_errors(value):
 
 
 @pytest.fixture
+def translation_value():
+    """A translation study's results.json as plain values, the test's own to change."""
+    return make_translation_value()
+
+
+@pytest.fixture(scope="session")
+def translation():
+    return results_module.parse(make_translation_value())
+
+
+@pytest.fixture
+def t2t_runs(tmp_path):
+    """Folders of four runs by Tensor2Tensor."""
+    return [
+        write_run_log(
+            tmp_path / "study" / model["name"] / "train",
+            model,
+            {**T2T_FACTS, **T2T_BUDGET, "parameters": model["parameters"]},
+            **{"bleu_sentences": 250, "beam_size": 4, "alpha": 0.6},
+        )
+        for model in make_translation_value()["models"]
+    ]
+
+
+@pytest.fixture
 def new_value():
     return with_files_and_weight_errors(make_value())
 
@@ -154,3 +180,8 @@ def new_drawings(new_results):
 def drawings(results):
     """The figures by name: drawn once, for that takes seconds."""
     return {drawing.name: drawing for drawing in figures.draw(results)}
+
+
+@pytest.fixture(scope="session")
+def translation_drawings(translation):
+    return {drawing.name: drawing for drawing in figures.draw(translation)}

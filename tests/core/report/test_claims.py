@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from train_large.report import claims as module
-from train_large.report.claims import judge_claims, standard_error, updates_to_reach
+from train_large.report.claims import judge_claims, standard_error
 from train_large.report.results import CurvePoint
+from train_large.report.training_claims import updates_to_reach
 from train_large.report.units import format_bytes
 
 NAMES = ["updates", "larger", "diminish", "bits", "sparsity60", "sparsity90", "limits", "recipe", "weights"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from train_large.report import figures
 from train_large.report.pareto import frontier_of
+from train_large.report.runs import read_runs
 
 
 def texts(drawing):
@@ -216,3 +217,41 @@ def test_odd_results_are_drawn(results, new_results):
     hopeless = replace(halves, task=replace(results.task, majority=1.0))  # no frontier
     assert [drawing.group for drawing in figures.draw(hopeless)].count("sizes") == 1
     assert figures.draw(replace(results, models=(replace(model, curve=(), compressed=()),))) == []
+
+
+def test_a_translation_study_has_bleu_and_perplexity(translation, translation_drawings):
+    axes = ("updates", "time", "flops")
+    assert list(translation_drawings) == [f"{what}-{axis}" for what in ("bleu", "perplexity") for axis in axes]
+    assert {"updates", "validation BLEU", "2l_64h", "6l_256h"} <= set(texts(translation_drawings["bleu-updates"]))
+    assert "training time (minutes)" in texts(translation_drawings["bleu-time"])
+    assert "At the end: 2l_64h 9.10, 2l_128h 14.60" in translation_drawings["bleu-time"].words
+
+
+def test_bleu_goes_through_the_validations_that_have_it(translation, translation_drawings):
+    """Both axes of BLEU against time are linear: two straight maps take every point to its place."""
+    for place, model in enumerate(translation.by_size):
+        points = [(point.train_seconds, point.bleu) for point in model.curve if point.bleu is not None]
+        lines = line_through(translation_drawings["bleu-time"], f"size-{place}")
+        line = next(path for path in lines if len(path) == len(points))
+        for axis in (0, 1):
+            (first, last), (start, end) = (points[0][axis], points[-1][axis]), (line[0][axis], line[-1][axis])
+            for point, drawn in zip(points, line, strict=True):
+                expected = start + (end - start) * (point[axis] - first) / (last - first)
+                assert drawn[axis] == pytest.approx(expected, abs=0.01)
+
+
+def test_the_approximation_is_drawn_where_nothing_was_translated(t2t_runs):
+    run = read_runs(t2t_runs[:1]).models[0]
+    runs = read_runs(t2t_runs[:1])
+    curve = tuple(replace(point, bleu=None) for point in run.curve)
+    drawn = figures.draw(replace(runs, models=(replace(run, curve=curve),)))
+    assert [drawing.name for drawing in drawn][:3] == ["approx-bleu-updates", "approx-bleu-time", "approx-bleu-flops"]
+    assert "validation approx_bleu" in texts(drawn[0])
+    assert figures.draw(replace(runs, models=(replace(run, curve=()),))) == []
+
+
+def test_a_model_that_never_translated_a_word_can_be_drawn(translation):
+    model = translation.models[0]
+    curve = tuple(replace(point, bleu=0.0) for point in model.curve)
+    drawn = figures.draw(replace(translation, models=(replace(model, curve=curve),)))
+    assert "At the end: 2l_64h 0.00." in drawn[0].words

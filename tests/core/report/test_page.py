@@ -10,6 +10,7 @@ from train_large.errors import UserError
 from train_large.report import page as module
 from train_large.report.claims import judge_claims
 from train_large.report.pareto import frontier_of
+from train_large.report.runs import read_runs
 from train_large.report.tables import memory_limits, ship_line
 from train_large.report.units import format_bytes
 
@@ -32,6 +33,11 @@ def rendered(results):
 @pytest.fixture(scope="module")
 def rendered_new(new_results):
     return module.render(new_results)
+
+
+@pytest.fixture(scope="module")
+def rendered_translation(translation):
+    return module.render(translation)
 
 
 @pytest.fixture
@@ -98,8 +104,9 @@ def test_a_memory_limit_is_answered_first_and_alone(small):
     assert words(section) == f"What to ship {ship_line(small, 200_000)}"
 
 
-def test_nothing_is_loaded_and_nothing_runs(rendered):
-    text = rendered
+@pytest.mark.parametrize("which", ["rendered", "rendered_translation"])
+def test_nothing_is_loaded_and_nothing_runs(which, request):
+    text = request.getfixturevalue(which)
     assert "<script" not in text
     assert not re.search(r"\b(?:https?:)?//", text.replace("<!DOCTYPE html>", ""))
     assert not re.search(r"@import|<iframe|<object|<embed|\bon\w+=", text)
@@ -108,11 +115,11 @@ def test_nothing_is_loaded_and_nothing_runs(rendered):
             assert node.get(name, "#").startswith(("#", "data:"))
 
 
-@pytest.mark.parametrize(("which", "drawn"), [("rendered", 10), ("rendered_new", 14)])
-def test_html_is_sound(results, which, drawn, request):
+@pytest.mark.parametrize(("which", "drawn"), [("rendered", 10), ("rendered_new", 14), ("rendered_translation", 6)])
+def test_html_is_sound(results, translation, which, drawn, request):
     root = tree(request.getfixturevalue(which))
     assert root.get("lang") == "en"
-    assert root.find("head/title").text == results.title
+    assert root.find("head/title").text == (translation if which == "rendered_translation" else results).title
     ids = [node.get("id") for node in root.iter() if node.get("id")]
     assert len(ids) == len(set(ids))
     for node in root.iter():
@@ -164,6 +171,81 @@ def test_odd_results_make_a_page(small):
     assert cells[-3:-1] == ["–", "–"]  # 6 and 4 bits were not measured there
     hopeless = replace(bare, models=small.models, task=replace(small.task, majority=1.0))
     assert "so there is no frontier" in words(tree(module.render(hopeless)))
+
+
+def sizes_of(root):
+    """The rows of the table of sizes, headings first."""
+    table = next(root.iter("table"))
+    return [[words(cell) for cell in row] for row in (*table.find("thead"), *table.find("tbody"))]
+
+
+def test_the_page_of_a_translation_study(translation, rendered_translation):
+    root = tree(rendered_translation)
+    text = words(root.find("body"))
+    data = translation.translation
+    for part in (
+        "each trained for 3 min to translate English to French: Invented manuals, 60,000 sentence pairs",
+        "1,000 sentences, beam size 4, alpha 0.6 (length penalty); 4 checkpoints averaged",
+        f"signature {data.signature}",
+        "By the paper’s measure, of 250 sentences, beam size 1, alpha 0.6",
+        "TensorFlow 2.12.1, Tensor2Tensor 1.15.7",
+        "make demo-mt BUDGET=3m",
+        "2l_64h/run.jsonl",
+        *(claim.measured for claim in judge_claims(translation)),
+    ):
+        assert part in text
+    assert not re.search("compress|prune|quantiz|ship|finetun|ccuracy|guess", text)
+    heading, *rows = sizes_of(root)
+    assert heading[:8] == (
+        ["Model", "Parameters", "Paper’sBLEU", "T2T’sBLEU", "sacreBLEU", "DevBLEU", "Perplexity", "Updates"]
+    )
+    assert rows[2][:8] == ["2l_256h", "5.70M", "17.61 ± 0.41", "18.72", "17.30", "17.30", "12.9", "1,400"]
+    best = [words(cell) for cell in root.iter("td") if cell.get("class") == "best"]
+    assert best == ["17.61 ± 0.41", "18.72", "17.30", "17.30", "12.9"]
+    assert "Which size to train for 3 min 2l_256h, BLEU 17.61" in text
+
+
+def test_the_page_of_run_logs_leaves_out_what_they_do_not_know(t2t_runs):
+    root = tree(module.render(read_runs(t2t_runs)))
+    text = words(root.find("body"))
+    assert "4 runs of Tensor2Tensor’s problem translate_enfr_pairs" in text
+    heading, *rows = sizes_of(root)
+    assert heading == ["Model", "Parameters", "DevBLEU", "Perplexity", "Updates", "Seconds", "Cost"]
+    assert rows[0] == ["2l_64h", "760k", "9.10", "21.0", "5,400", "180.0", "25.2 TFLOP"]
+    terms = [words(node) for node in root.iter("dt")]
+    assert terms == ["Budget", "Perplexity", "BLEU of the dev set", "Run logs"]
+    assert "None" not in text
+
+    begun = read_runs(t2t_runs[:1])
+    begun = replace(begun, budget=None, problem=None, models=(replace(begun.models[0], curve=(), perplexity=None),))
+    root = tree(module.render(begun))
+    assert [words(node) for node in root.iter("h2")] == ["The run", "How it was measured"]
+    assert [words(node) for node in root.iter("dt")] == ["Run logs"]
+    assert not list(root.iter("figure"))
+
+
+def test_a_translation_study_without_an_error_says_so(translation):
+    models = tuple(
+        replace(model, curve=(), scores=replace(model.scores, paper_error=None)) for model in translation.models
+    )
+    root = tree(module.render(replace(translation, models=models)))
+    assert "Standard error of the paper’s BLEU: not measured." in words(root)
+    assert "±" not in words(root)
+
+
+def test_what_a_translation_study_says_is_text_not_html(translation):
+    evil = '<img src=x onerror="alert(1)">&amp;\'"'
+    odd = replace(
+        translation,
+        title=evil,
+        command=evil,
+        models=(replace(translation.models[0], name=evil, run_log=evil, curve=()),),
+        translation=replace(translation.translation, corpus=evil, source=evil, signature=evil),
+    )
+    root = tree(module.render(odd))
+    assert not list(root.iter("img"))
+    assert root.find("head/title").text == evil
+    assert sizes_of(root)[1][0] == evil
 
 
 def test_write_report(value, tmp_path):

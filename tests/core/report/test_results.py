@@ -65,6 +65,70 @@ def test_weight_errors_are_found_by_what_was_done(new_results):
     assert replace(error, deviation=0.0).normalized is None
 
 
+def test_a_translation_study_is_saved_and_loaded(translation, translation_value, tmp_path):
+    path = tmp_path / "results.json"
+    module.save(translation, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == translation_value
+    assert module.load(path) == translation
+    assert isinstance(translation, module.TranslationResults)
+    judged = replace(translation, claims=judge_claims(translation))
+    module.save(judged, path)
+    assert module.load(path) == judged
+    # What may be absent, absent.
+    bare = replace(
+        translation,
+        translation=replace(translation.translation, curve_decoding=None),
+        models=tuple(
+            replace(m, curve=m.curve[:1], scores=replace(m.scores, paper_error=None)) for m in translation.models
+        ),
+    )
+    module.save(bare, path)
+    assert "curve_decoding" not in path.read_text()
+    assert "paper_error" not in path.read_text()
+    assert module.load(path) == bare
+
+
+TRANSLATION_CHANGES = [
+    (("machine", "tensorflow"), 2, "machine.tensorflow is 2, not a text"),
+    (("machine", "torch"), "2.13.0", "machine.torch is not a field of this format"),
+    (("task",), {}, "task is not a field of this format"),
+    (("translation",), None, "translation is not an object"),
+    (("translation", "test"), 0, "translation.test is 0, and must be at least 1"),
+    (("translation", "decoding", "alpha"), "0.6", "translation.decoding.alpha is '0.6', not a number"),
+    (("translation", "decoding", "sentences"), 1001, "translation.decoding.sentences is 1001, more than the 1000"),
+    (("translation", "curve_decoding", "sentences"), 901, "translation.curve_decoding.sentences is 901, more than the"),
+    (("translation", "curve_measure"), "paper", "translation.curve_measure is not a field of this format"),
+    (("models", 1, "scores", "paper"), 100.5, "models[1].scores.paper is 100.5, and must be from 0 to 100"),
+    (("models", 1, "scores", "t2t"), None, "models[1].scores.t2t is None, not a number"),
+    (("models", 1, "scores", "paper_error"), None, "models give scores.paper_error for some sizes and not for others"),
+    (("models", 1, "finetuned"), {}, "models[1].finetuned is not a field of this format"),
+    (("models", 1, "parameters"), None, "models[1].parameters is None, not a whole number"),
+    (("models", 1, "curve", 1, "bleu"), -1, "models[1].curve[1].bleu is -1, and must be from 0 to 100"),
+    (("models", 1, "curve", 1, "updates"), 1, "models[1].curve[1].updates does not rise"),
+    (("models", 1, "name"), "2l_64h", "models[1].name '2l_64h' is there twice"),
+    (("models",), [], "models is empty"),
+    (("created",), "yesterday", "created is 'yesterday', not an ISO"),
+]
+
+
+@pytest.mark.parametrize(("where", "what", "message"), TRANSLATION_CHANGES, ids=[m for _, _, m in TRANSLATION_CHANGES])
+def test_a_wrong_field_of_a_translation_study_is_named(translation_value, tmp_path, where, what, message):
+    target = translation_value
+    for step in where[:-1]:
+        target = target[step]
+    target[where[-1]] = what
+    path = write(tmp_path / "results.json", translation_value)
+    with pytest.raises(UserError) as caught:
+        module.load(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_bleu_on_a_curve_must_say_how_it_was_made(translation_value):
+    del translation_value["translation"]["curve_decoding"]
+    with pytest.raises(ValueError, match=r"models\[0\].curve\[1\].bleu is there, but not translation.curve_decoding"):
+        module.parse(translation_value)
+
+
 NEW_CHANGES = [
     (("compressed", 3, "file_bytes"), 0, "models[1].compressed[3].file_bytes is 0, and must be at least 1"),
     (("compressed", 3, "file_bytes"), 5.5, "models[1].compressed[3].file_bytes is 5.5, not a whole number"),

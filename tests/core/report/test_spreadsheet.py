@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
+from train_large.report.runs import read_runs
 from train_large.report.spreadsheet import write_csv, write_weight_errors
 
 
@@ -44,3 +46,36 @@ def test_a_row_for_each_weight_error(results, new_results, tmp_path):
             assert float(row[name]) == getattr(error, name)
     write_weight_errors(results, path)
     assert path.read_text() == "model\n"
+
+
+def test_a_row_for_each_validation(translation, t2t_runs, tmp_path):
+    path = tmp_path / "study.csv"
+    for study in (translation, read_runs(t2t_runs)):
+        write_csv(study, path)
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        points = [(model, point) for model in study.models for point in model.curve]
+        for row, (model, point) in zip(rows, points, strict=True):
+            assert (row["model"], int(row["parameters"])) == (model.name, model.parameters)
+            assert (float(row["perplexity"]), int(row["updates"])) == (model.perplexity, model.updates)
+            for name in ("updates", "train_seconds", "flops", "perplexity", "approx_bleu"):
+                assert float(row[f"at_{name}"]) == getattr(point, name)
+            assert row["at_bleu"] == ("" if point.bleu is None else str(point.bleu))
+            assert (row["budget_seconds"], row["clock"]) == ("180.0", "train")
+            if study is translation:
+                assert float(row["test_bleu_paper"]) == model.scores.paper
+                assert float(row["test_bleu_sacrebleu"]) == model.scores.sacrebleu
+                assert "tensor2tensor 1.15.7" in row["machine"]
+            else:
+                assert row["learning_rate"] == ""
+                assert not any("test_bleu" in name or name == "machine" for name in row)
+
+
+def test_a_run_without_validations_has_a_row(t2t_runs, tmp_path):
+    runs = read_runs(t2t_runs)
+    begun = replace(runs, budget=None, models=(replace(runs.models[0], curve=(), perplexity=None),))
+    write_csv(begun, tmp_path / "runs.csv")
+    with open(tmp_path / "runs.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["model"], row["updates"], row["at_updates"], row["perplexity"]) == ("2l_64h", "5400", "", "")
+    assert (row["budget_seconds"], row["clock"]) == ("", "")
