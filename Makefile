@@ -113,6 +113,7 @@ bench: $(STAMP) $(PEERS_STAMP)  ## speed and size beside other libraries, measur
 	PYTHONPATH=. $(BIN)/python bench/latency.py --peers $(PEERS)/bin/python
 	PYTHONPATH=. $(PEERS)/bin/python bench/coding.py
 	PYTHONPATH=. $(PEERS)/bin/python bench/file_size.py --demo $(OUT)
+	PYTHONPATH=. $(PEERS)/bin/python bench/limit.py
 	PYTHONPATH=.:user_dir_examples/pocket $(BIN)/python bench/rate.py --demo $(OUT) --model runs/downloads/minilm.safetensors
 
 clean:  ## remove the environment and what runs left

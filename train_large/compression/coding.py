@@ -1,14 +1,19 @@
-"""Small numbers to few bytes and back: bit strings, and zstandard's Huffman coder over bytes of several symbols.
+"""Small numbers to few bytes and back: bit strings, zstandard's Huffman coder over bytes of several symbols, and LZMA.
 
 A block is one byte that names its method, then the method's bytes. For n symbols of `width` bits:
 
     0           a bit string: symbol i has the bits i * width to i * width + width - 1, the lowest bit of a byte first
     1, 2, 4, 8  a zstandard frame of bytes that hold so many symbols each, the first in the lowest bits, filled up by 0
+    128 + n     such bytes of n symbols by LZMA: its properties (one byte, as in an .lzma file), a raw stream with end
+                marker
     255         the commonest symbol (one byte), the length of the next block (four bytes, lowest first), a block of
                 width 1 that has a 1 for every symbol that is not the commonest, and a block of those, not split again
 
 Huffman codes give every symbol a whole number of bits, which costs much where one symbol has more than half of the
 probability: there several symbols to a byte, or the split, take the loss away (docs/packed.md has the measurements).
+
+LZMA's range coder learns as it goes, so it needs no table, and it can learn each column of a narrow matrix apart. It is
+slow: a twentieth of zstandard's speed, and so for blocks of at most 2^16 symbols, where a table weighs the most.
 
 No block holds more than 512 symbols a byte (frames are padded with zeros), so a reader can tell from the length of a
 file how much memory it may ask for.
@@ -16,6 +21,7 @@ file how much memory it may ask for.
 
 from __future__ import annotations
 
+import lzma
 import threading
 from functools import partial
 from typing import Callable
@@ -23,7 +29,7 @@ from typing import Callable
 import numpy as np
 import zstandard
 
-RAW, SPLIT = 0, 255
+RAW, LZMA, SPLIT = 0, 128, 255
 PER_BYTE = (1, 2, 4, 8)
 SYMBOLS_PER_BYTE = 512  # at most
 
@@ -35,12 +41,14 @@ _STRETCH = 1 << 12
 _PARAMETERS = zstandard.ZstdCompressionParameters(
     strategy=1, min_match=7, hash_log=6, search_log=1, window_log=17, target_length=0, write_content_size=1
 )
+_LZMA_DICTIONARY = 1 << 17
+_PERIOD = 16  # symbols: columns of a narrow matrix, in LZMA's terms literal positions
 _local = threading.local()  # compressors are not for several threads
 
 
-def encode(symbols: np.ndarray, width: int, split: bool = True) -> bytes:
+def encode(symbols: np.ndarray, width: int, split: bool = True, slow: bool = True) -> bytes:
     """A block for `symbols` (uint8, 1-D, each below 2^width, width 1 to 8), by the method that is shortest on a sample
-    of them.
+    of them. `split` and `slow` say whether SPLIT and, of few symbols, LZMA may be tried.
     """
     sample = _sample(symbols)
     methods: dict[int, Callable[[np.ndarray], bytes]] = {RAW: partial(pack_bits, width=width)}
@@ -50,11 +58,15 @@ def encode(symbols: np.ndarray, width: int, split: bool = True) -> bytes:
         fitting = [n for n in PER_BYTE if widest < 1 << 8 // n]
         # As many to a byte as fit, or fewer where the coder then has less to learn.
         methods.update({n: partial(_zstd, per_byte=n) for n in fitting[-2:]})
+        slow = slow and sample is symbols
+        if slow:
+            methods.update({LZMA + n: partial(_lzma, per_byte=n) for n in fitting[-2:]})
         if split and width > 1 and 4 * counts.max() > len(sample):
             common = int(counts.argmax())
-            methods[SPLIT] = partial(_split, width=width, common=common)
-    best = min(methods, key=lambda method: len(methods[method](sample)))
-    body = methods[best](symbols)
+            methods[SPLIT] = partial(_split, width=width, common=common, slow=slow)
+    tried = {method: code(sample) for method, code in methods.items()}
+    best = min(tried, key=lambda method: len(tried[method]))
+    body = tried[best] if sample is symbols else methods[best](symbols)
     if best != RAW and len(body) > -(-len(symbols) * width // 8):
         best, body = RAW, pack_bits(symbols, width)
     return bytes([best]) + body
@@ -69,9 +81,14 @@ def decode(block: memoryview | bytes, count: int, width: int) -> np.ndarray:
         return unpack_bits(body, count, width)
     if method == SPLIT:
         return _unsplit(body, count, width)
-    if method not in PER_BYTE:
+    per_byte = method % LZMA
+    if per_byte not in PER_BYTE:
         raise ValueError(f"{method} is no method of coding")
-    return _unzstd(body, count, width, method)
+    size = -(-count // per_byte)
+    content = unlzma(body, size) if method > LZMA else _unzstd(body, size)
+    if len(content) != size:
+        raise ValueError(f"a frame does not hold the {size} bytes that it should")
+    return _apart(np.frombuffer(content, dtype=np.uint8), count, width, per_byte)
 
 
 def pack_bits(symbols: np.ndarray, width: int) -> bytes:
@@ -133,25 +150,60 @@ def _zstd(symbols: np.ndarray, per_byte: int) -> bytes:
     return frame.ljust(-(-len(symbols) // SYMBOLS_PER_BYTE), b"\0")
 
 
-def _unzstd(frame: memoryview | bytes, count: int, width: int, per_byte: int) -> np.ndarray:
-    size = -(-count // per_byte)
+def _unzstd(frame: memoryview | bytes, size: int) -> bytes:
     if not hasattr(_local, "decompressor"):
         _local.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 17)
     try:
         if zstandard.frame_content_size(frame) != size:
             raise ValueError(f"a frame does not hold the {size} bytes that it should")
-        packed = np.frombuffer(_local.decompressor.decompress(frame), dtype=np.uint8) if size else np.empty(0, np.uint8)
+        return _local.decompressor.decompress(frame) if size else b""
     except zstandard.ZstdError as error:
         raise ValueError(f"a frame cannot be decompressed ({error})") from error
-    if len(packed) != size:
-        raise ValueError(f"a frame does not hold the {size} bytes that it should")
+
+
+def _lzma(symbols: np.ndarray, per_byte: int) -> bytes:
+    data = _together(symbols, per_byte).tobytes()
+    # Repetition is worth as little here as to zstandard, but its search costs less than the coding.
+    search = {"mf": lzma.MF_HC4, "depth": 4, "nice_len": 273, "dict_size": _LZMA_DICTIONARY}
+    column_bits = (_PERIOD // per_byte).bit_length() - 1
+    frame = min((to_lzma(data, lc=0, lp=lp, **search) for lp in (0, column_bits)), key=len)
+    return frame.ljust(-(-len(symbols) // SYMBOLS_PER_BYTE), b"\0")
+
+
+def to_lzma(data: bytes, lc: int, lp: int, **options: int) -> bytes:
+    """A raw LZMA stream with end marker behind its byte of properties, (5 pb + lp) 9 + lc, where pb is 0.
+
+    lc, lp: the literal coder's bits of context from the byte before, and from the position. options: as of `lzma`.
+    """
+    chain = [{"id": lzma.FILTER_LZMA1, "lc": lc, "lp": lp, "pb": 0, **options}]
+    return bytes([lp * 9 + lc]) + lzma.compress(data, lzma.FORMAT_RAW, filters=chain)
+
+
+def unlzma(frame: memoryview | bytes, most: int, dictionary: int = _LZMA_DICTIONARY) -> bytes:
+    """The inverse of `to_lzma`. Raises ValueError where it is damaged or has more than `most` bytes."""
+    if not frame or frame[0] >= 9 * 5:
+        raise ValueError("a frame has no properties of LZMA")
+    lp, lc = divmod(frame[0], 9)
+    chain = [{"id": lzma.FILTER_LZMA1, "lc": lc, "lp": lp, "pb": 0, "dict_size": dictionary}]
+    try:
+        decompressor = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=chain)
+        content = decompressor.decompress(frame[1:], most + 1)
+    except lzma.LZMAError as error:
+        raise ValueError(f"a frame cannot be decompressed ({error})") from error
+    if len(content) > most or not decompressor.eof:
+        raise ValueError("a frame is cut short, or longer than it can be")
+    return content
+
+
+def _apart(packed: np.ndarray, count: int, width: int, per_byte: int) -> np.ndarray:
+    """The inverse of `_together`. Raises ValueError where a symbol has more than `width` bits."""
     if per_byte == 1:
         symbols = packed
     elif per_byte == 8:
         symbols = np.unpackbits(packed, bitorder="little")[:count]
     else:
         each = 8 // per_byte
-        grid = np.empty((size, per_byte), dtype=np.uint8)
+        grid = np.empty((len(packed), per_byte), dtype=np.uint8)
         for i in range(per_byte):
             grid[:, i] = (packed >> np.uint8(i * each)) & np.uint8((1 << each) - 1)
         symbols = grid.reshape(-1)[:count]
@@ -160,10 +212,11 @@ def _unzstd(frame: memoryview | bytes, count: int, width: int, per_byte: int) ->
     return symbols
 
 
-def _split(symbols: np.ndarray, width: int, common: int) -> bytes:
+def _split(symbols: np.ndarray, width: int, common: int, slow: bool) -> bytes:
     others = symbols != common
-    where = encode(others.view(np.uint8), 1)
-    return bytes([common]) + len(where).to_bytes(4, "little") + where + encode(symbols[others], width, split=False)
+    where = encode(others.view(np.uint8), 1, slow=slow)
+    rest = encode(symbols[others], width, split=False, slow=slow)
+    return bytes([common]) + len(where).to_bytes(4, "little") + where + rest
 
 
 def _unsplit(body: memoryview | bytes, count: int, width: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train_large.compression.packed import read_index, read_packed
+from train_large.compression.packed import Part, read_index, read_packed
 from train_large.compression.quantization import Quantized, dequantize
 from train_large.compression.storage import FULL_BITS, RANGE_BYTES
 from train_large.errors import UserError
@@ -23,7 +23,8 @@ class Inspected:
     """One tensor of a packed file, or the sum of all.
 
     bits: of a code; 32 where weights are stored as they are; None in a sum over different ones.
-    bytes_paper: nonzero parameters times bits / 8 (section 4.1). bytes_file: what it takes in the file.
+    bytes_paper: nonzero parameters times bits / 8 (section 4.1). bytes_file: what it takes in the file; of tensors that
+    are coded together, a share as large as its entropy.
     bytes_bound: the entropy of its codes, and of where the zeros are, each by itself, and its ranges as they are; for
     plain float32 values, the entropy of each of their four bytes.
     error_mean, error_variance: of the original weight minus the packed one (section 5.3); relative_error: the norm of
@@ -60,18 +61,21 @@ def inspect(path: Path, original: Mapping[str, Tensor] | None = None) -> Inspect
     index, _ = read_index(path)
     packed = read_packed(path)
     rows, sums = [], np.zeros(4)  # of the difference, of its square, of the weights' squares, and how many
+    bounds = {entry.name: entropy_bound(packed.tensors[entry.name]) for part in index.parts for entry in part.entries}
+    taken = {name: share for part in index.parts for name, share in _shares(part, bounds).items()}
     for entry in index.tensors:
         tensor = packed.tensors[entry.name]
-        if entry.same_as is not None:
+        if entry.part is None:
             continue
+        bits_here = index.parts[entry.part].bits or 8 * _item_size(tensor)
         row = Inspected(
             name=entry.name,
             parameters=entry.count,
             nonzero=_nonzero(tensor),
-            bits=entry.bits or 8 * _item_size(tensor),
-            bytes_paper=-(-_nonzero(tensor) * (entry.bits or 8 * _item_size(tensor)) // 8),
-            bytes_file=sum(entry.blocks),
-            bytes_bound=entropy_bound(tensor),
+            bits=bits_here,
+            bytes_paper=-(-_nonzero(tensor) * bits_here // 8),
+            bytes_file=taken[entry.name],
+            bytes_bound=bounds[entry.name],
         )
         if original is not None:
             errors = _errors(entry.name, tensor, original, path)
@@ -142,6 +146,15 @@ def entropy(counts: np.ndarray) -> float:
     if not len(counts):
         return 0.0
     return float(np.sum(counts * (np.log2(counts.sum()) - np.log2(counts))))
+
+
+def _shares(part: Part, bounds: Mapping[str, float]) -> dict[str, int]:
+    """The bytes of a part, divided among its tensors by their entropy; together they are all of them."""
+    upto = np.cumsum([bounds[entry.name] for entry in part.entries])
+    ends = np.rint(
+        sum(part.blocks) * upto / upto[-1] if upto[-1] else np.linspace(0, sum(part.blocks), len(upto) + 1)[1:]
+    )
+    return {entry.name: int(share) for entry, share in zip(part.entries, np.diff(ends, prepend=0))}
 
 
 def _nonzero(tensor: Quantized | Tensor) -> int:

@@ -39,7 +39,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A linear map made ready for several products. codes: those of its weight, int8 (N, K), where it is for int8."""
+    """A linear map made ready for several products. codes: those of its weight, int8 (K, N), where it is for int8."""
 
     linear: Linear
     codes: Tensor | None
@@ -117,13 +117,12 @@ def _by_codes(x: _Rounded, loaded: Loaded, lowest: float | None) -> Tensor:
     weight, bias = loaded.linear.weight, loaded.linear.bias
     assert isinstance(weight, Dense)
     assert loaded.codes is not None
-    y = torch._int_mm(x.codes, loaded.codes.t()).float()
+    y = torch._int_mm(x.codes, loaded.codes).float()
     step = weight.code_step
     if lowest is not None:
         y.add_(weight.sums, alpha=128)
         bias = torch.addcmul(bias, step, weight.sums, value=lowest)
-    if len(step) == 1:
-        y.mul_(x.scale * step)
-    else:
-        y.mul_(x.scale).mul_(step)
-    return y.add_(bias).add_(x.sums * weight.centre)  # (M, 1) where all rows of the weight are on one grid
+    # Scale and bias in one operation, in place: for one sentence these passes take as long as a tenth of the product.
+    if len(step) == 1:  # all rows of the weight are on one grid: (M, 1)
+        return torch.addcmul(bias, y, x.scale * step, out=y).add_(x.sums * weight.centre)
+    return torch.addcmul(bias, y.mul_(x.scale), step, out=y).addcmul_(x.sums, weight.centre)

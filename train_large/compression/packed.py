@@ -2,17 +2,19 @@
 
     train-large pack IN.pt OUT.safetensors --bits 6
 
-The file has two byte tensors and one line of metadata. docs/packed.md has all that a reader in another language needs.
+The file has two byte tensors and a little metadata. docs/packed.md has all that a reader in another language needs.
 
-    safetensors header      {"__metadata__": {"train-large": LINE}, "index": U8 [m], "weights": U8 [n]}
-    LINE                    JSON: format, version, size, and the CRC-32 of the index
-    index                   JSON, compressed by xz: the checkpoint without its weights, what `weights` holds, and the
+    safetensors header      {"__metadata__": METADATA, "index": U8 [m], "weights": U8 [n]}
+    METADATA                what this is, its version, the model's size, and the CRC-32 of the index
+    index                   JSON, compressed by LZMA: the checkpoint without its weights, what `weights` holds, and the
                             dictionary, label names and BPE
-    weights                 blocks (coding.py), one after the other, in the order of the index
+    weights                 the blocks (coding.py) of each part, one after the other, in the order of the index
 
-A quantized tensor is a block of ranges, then for every 2^22 weights: a block of one bit a weight if some are zeros that
-are kept (1: not zero), then the codes of the weights that are not, in a block of up to 8 bits; codes wider than that
-have a block for their leading 8 bits and one for the others. An example, six weights at k = 3, one of them pruned:
+A part is one tensor, or all small ones that are stored alike, as if they were one: the fewer the weights, the more
+weighs what is said about them. A quantized part is a block of ranges, then for every 2^22 weights: a block of one bit a
+weight if some are zeros that are kept (1: not zero), then the codes of the weights that are not, in a block of up to 8
+bits; codes wider than that have a block for their leading 8 bits and one for the others. An example, six weights at
+k = 3, one of them pruned:
 
     weights                 0.50  -0.25   0   0.15  -0.05  0.50     min -0.25, step 0.75 / 7 = 0x3ddb6db7 as float32
     codes                      7      0   -      4      2     7
@@ -38,7 +40,7 @@ import lzma
 import math
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +51,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from train_large.compression.coding import SYMBOLS_PER_BYTE, decode, encode
+from train_large.compression.coding import SYMBOLS_PER_BYTE, decode, encode, to_lzma, unlzma
 from train_large.compression.parallel import pool
 from train_large.compression.quantization import MAX_BITS, Quantized, dequantize, dequantized
 from train_large.compression.storage import block_size
@@ -58,21 +60,21 @@ from train_large.files import whole
 
 NAME = "train-large"
 FORMAT = "packed model"
-VERSION = 1
+VERSION = 2
 CHUNK = 1 << 22  # weights to a block
-AHEAD = 8  # tensors that are decoded before they are asked for
+SMALL = 1 << 12  # weights: tensors of no more are coded with others
+AHEAD = 8  # parts that are decoded before they are asked for
 WANTED = "a file that `train-large pack` wrote"
 
 # The dtypes of what is stored as it is: buffers, and parameters at 32 bits.
 _PLAIN = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PLAIN.update({name: getattr(torch, name) for name in ("int64", "int32", "int16", "int8", "uint8", "bool")})
-_KIND = ("bits", "granularity", "dtype", "mask")  # of an entry: with its name and shape, all that says what blocks are
+_KIND = ("bits", "granularity", "dtype", "mask")  # of a part: with its tensors' shapes, all that says what blocks are
 # What reading JSON of another shape than it should have may raise.
 _WRONG = (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError)
 _MAX_INDEX = 1 << 28  # bytes of JSON
-_XZ_MEMORY = 1 << 29
-# For text: more context from the byte before, none from the place within a word.
-_XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0, "dict_size": 1 << 26}]
+# For text: some context from the byte before, none from the place within a word.
+_LZMA = {"lc": 2, "lp": 0, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 26}
 
 
 @dataclass(frozen=True)
@@ -99,24 +101,40 @@ class PackedModel:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index says of one tensor; `same_as` names another entry instead of having weights of its own.
-
-    bits: of a quantized tensor; None where `dtype` says what its values are. blocks: the bytes of each block.
-    """
+    """What the index says of one tensor: the part it is in, or another entry that it is the `same_as`."""
 
     name: str
     shape: tuple[int, ...] = ()
-    bits: int | None = None
-    granularity: str = "tensor"
-    dtype: str | None = None
-    mask: bool = False
-    blocks: tuple[int, ...] = ()
-    crc32: int = 0
+    part: int | None = None
     same_as: str | None = None
 
     @property
     def count(self) -> int:
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the index says of tensors that are coded as one.
+
+    bits: of quantized tensors; None where `dtype` says what the values are. blocks: the bytes of each block.
+    """
+
+    entries: tuple[Entry, ...]
+    bits: int | None
+    granularity: str
+    dtype: str | None
+    mask: bool
+    blocks: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(entry.count for entry in self.entries)
+
+    @property
+    def groups(self) -> list[int]:
+        """How many ranges each tensor has."""
+        return [-(-entry.count // block_size(entry.shape, self.granularity)) for entry in self.entries]
 
     @property
     def widths(self) -> list[int]:
@@ -124,6 +142,10 @@ class Entry:
         if self.bits is None:
             return [8] * _PLAIN[self.dtype].itemsize  # type: ignore[index]
         return [self.bits] if self.bits <= 8 else [8, self.bits - 8]
+
+    def __str__(self) -> str:
+        first, *others = (entry.name for entry in self.entries)
+        return f"{first} (coded together with {', '.join(others)})" if others else first
 
 
 def write_packed(
@@ -138,44 +160,74 @@ def write_packed(
     to. Nothing but codes is held in memory, so it may be a generator. Raises UserError for a dtype or configuration
     that the format has no place for, and where the file cannot be written.
     """
-    entries: list[dict[str, Any]] = []
-    blocks: list[bytes] = []
-    coming: list[tuple[dict[str, Any], list[Future[list[bytes]]]]] = []
+    entries: list[list[Any]] = []
+    parts: list[_Draft] = []
+    small: dict[tuple[Any, ...], int] = {}
     for name, tensor in tensors:
-        coming.append((_described(name, tensor), list(_encoded(tensor))))
-    for entry, futures in coming:
-        if futures:
-            mine = [block for future in futures for block in future.result()]
-            entry["blocks"] = [len(block) for block in mine]
-            entry["crc32"] = _crc32(entry, mine)
-            blocks += mine
-        entries.append(entry)
+        if isinstance(tensor, str):
+            entries.append([name, tensor])
+            continue
+        kind, shape = _kind(name, tensor), _shape(tensor)
+        number = len(parts)
+        if math.prod(shape) <= SMALL:
+            number = small.setdefault(tuple(kind.items()), number)
+        if number == len(parts):
+            parts.append(_Draft(kind))
+        parts[number].add(name, shape, tensor)
+        if math.prod(shape) > SMALL:
+            parts[number].encode()
+        entries.append([name, shape, number])
+    for number in small.values():
+        parts[number].encode()
+    described, blocks = [], []
+    for part in parts:
+        mine = [block for future in part.coming for block in future.result()]
+        lengths = [len(block) for block in mine]
+        described.append({**part.kind, "blocks": lengths, "crc32": _crc32(part.shapes, part.kind, mine)})
+        blocks += mine
     # The files are text, and share much of it: in one frame with the rest they take the least.
-    index = {"checkpoint": checkpoint, "tensors": entries, "files": dict(files)}
+    index = {"checkpoint": checkpoint, "tensors": entries, "parts": described, "files": dict(files)}
     text = _json(index)
     if json.loads(text) != index:
         raise UserError("the checkpoint's configuration has keys that are not text: it cannot be packed.")
-    frame = lzma.compress(text, lzma.FORMAT_XZ, lzma.CHECK_CRC32, filters=_XZ)
-    parts = [_header(checkpoint, frame, sum(map(len, blocks))), frame, *blocks]
+    frame = to_lzma(text, **_LZMA)
+    pieces = [_header(checkpoint, frame, sum(map(len, blocks))), frame, *blocks]
     if path is not None:
         with whole(path) as aside, aside.open("wb") as file:
-            file.writelines(parts)
-    return sum(map(len, parts))
+            file.writelines(pieces)
+    return sum(map(len, pieces))
+
+
+class _Draft:
+    """A part in the making. Tensors are let go as soon as they are being encoded."""
+
+    def __init__(self, kind: dict[str, Any]) -> None:
+        self.kind = kind
+        self.shapes: list[tuple[str, list[int]]] = []
+        self.tensors: list[Any] = []
+        self.coming: list[Future[list[bytes]]] = []
+
+    def add(self, name: str, shape: list[int], tensor: Quantized | Tensor) -> None:
+        self.shapes.append((name, shape))
+        self.tensors.append(tensor)
+
+    def encode(self) -> None:
+        self.coming = list(_encoded(self.tensors))
+        self.tensors = []
 
 
 def _header(checkpoint: Mapping[str, Any], frame: bytes, weights: int) -> bytes:
-    """The head of a safetensors file of two byte tensors: its length in eight bytes, then JSON, filled up by spaces.
+    """The head of a safetensors file of two byte tensors: its length in eight bytes, then JSON.
 
     By hand, because the library wants all of the file in memory, and orders metadata by chance.
     """
     ends = (len(frame), len(frame) + weights)
     header = {
-        "__metadata__": {NAME: _json(_metadata(checkpoint, zlib.crc32(frame))).decode()},
+        "__metadata__": _metadata(checkpoint, zlib.crc32(frame)),
         "index": {"dtype": "U8", "shape": [len(frame)], "data_offsets": [0, ends[0]]},
         "weights": {"dtype": "U8", "shape": [weights], "data_offsets": [ends[0], ends[1]]},
     }
     text = _json(header)
-    text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
@@ -201,24 +253,30 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _tensors(path: Path, index: Index, weights: memoryview) -> Iterator[tuple[str, Quantized | Tensor | str]]:
-    """What `write_packed` was given, decoded a few tensors ahead and let go one by one."""
-    starts = itertools.accumulate((sum(entry.blocks) for entry in index.tensors), initial=0)
-    coming: deque[tuple[Entry, Future[Quantized | Tensor] | None]] = deque()
-    rest = zip(index.tensors, starts)
-    while True:
-        for entry, start in itertools.islice(rest, AHEAD - len(coming)):
-            blocks = weights[start : start + sum(entry.blocks)]
-            coming.append((entry, pool().submit(_decoded, entry, blocks) if entry.same_as is None else None))
-        if not coming:
-            return
-        entry, future = coming.popleft()
-        if future is None:
+    """What `write_packed` was given, decoded a few parts ahead and let go one by one."""
+    starts = itertools.accumulate((sum(part.blocks) for part in index.parts), initial=0)
+    rest = enumerate(zip(index.parts, starts))
+    coming: dict[int, Future[deque[Quantized | Tensor]]] = {}
+    submitted = 0
+    for entry in index.tensors:
+        if entry.part is None:
             yield entry.name, str(entry.same_as)
             continue
+        for number, (part, start) in itertools.islice(rest, max(0, entry.part + AHEAD - submitted)):
+            blocks = weights[start : start + sum(part.blocks)]
+            coming[number] = pool().submit(_decoded, part, blocks)
+            submitted += 1
         try:
-            yield entry.name, future.result()
+            decoded = coming[entry.part].result()
         except ValueError as error:
-            raise UserError(f"{path}: {entry.name} is damaged ({error}): get the file once more.") from error
+            damaged = index.parts[entry.part]
+            raise UserError(f"{path}: {damaged} is damaged ({error}): get the file once more.") from error
+        tensor = decoded.popleft()
+        if not decoded:
+            del coming[entry.part]
+        del decoded
+        yield entry.name, tensor
+        del tensor
 
 
 @dataclass(frozen=True)
@@ -227,6 +285,7 @@ class Index:
 
     checkpoint: dict[str, Any]
     tensors: tuple[Entry, ...]
+    parts: tuple[Part, ...]
     files: dict[str, str]
     bytes_beside: int
 
@@ -236,107 +295,122 @@ def read_index(path: Path) -> tuple[Index, memoryview]:
     path = Path(path)
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            found = (file.metadata() or {}).get(NAME)
-            if found is None or set(file.keys()) != {"index", "weights"}:
+            metadata = file.metadata() or {}
+            if metadata.get(NAME) != FORMAT or set(file.keys()) != {"index", "weights"}:
                 raise ValueError(f"it is not {WANTED}")
-            line = json.loads(found)
-            _check_version(line)
+            _check_version(metadata.get("version"))
             frame, weights = file.get_tensor("index"), file.get_tensor("weights")
         if any(array.dtype != np.uint8 or array.ndim != 1 for array in (frame, weights)):
             raise ValueError("its parts are not bytes")
-        text = _json_of(frame.tobytes(), line)
-        return _index(text, line, weights.data, path)
+        return _index(_json_of(frame.tobytes(), metadata), metadata, weights.data, path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give {WANTED}.") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (OSError, EOFError, safetensors.SafetensorError, lzma.LZMAError, *_WRONG) as error:
+    except (OSError, EOFError, safetensors.SafetensorError, *_WRONG) as error:
         raise UserError(f"{path} cannot be read ({error}): give {WANTED}, whole.") from error
 
 
-def _check_version(line: Any) -> None:
-    if not isinstance(line, dict) or line.get("format") != FORMAT or type(line.get("version")) is not int:
-        raise ValueError(f"it is not {WANTED}")
-    if line["version"] != VERSION:
+def _check_version(version: str | None) -> None:
+    if version != str(VERSION):
         raise UserError(
-            f"it is of format {line['version']}, and this train-large reads {VERSION}: install the one that wrote it."
+            f"it is of format {version}, and this train-large reads {VERSION}: install the one that wrote it."
         )
 
 
-def _json_of(frame: bytes, line: Mapping[str, Any]) -> Any:
-    """The index, out of its frame. Raises ValueError and lzma.LZMAError where there is none."""
-    if zlib.crc32(frame) != line.get("index_crc32"):
+def _json_of(frame: bytes, metadata: Mapping[str, str]) -> Any:
+    """The index, out of its frame. Raises ValueError where there is none."""
+    if _hex(zlib.crc32(frame)) != metadata.get("crc32"):
         raise ValueError("its index is damaged")
-    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
-    text = decompressor.decompress(frame, min(_MAX_INDEX, 2000 * len(frame)))
-    if not decompressor.eof or decompressor.unused_data:
-        raise ValueError("its index is longer than it can be")
-    return json.loads(text)
+    return json.loads(unlzma(frame, min(_MAX_INDEX, 2000 * len(frame)), _LZMA["dict_size"]))
 
 
-def _index(value: Any, line: Mapping[str, Any], weights: memoryview, path: Path) -> tuple[Index, memoryview]:
-    if not isinstance(value, dict) or set(value) != {"checkpoint", "tensors", "files"}:
+def _index(value: Any, metadata: Mapping[str, str], weights: memoryview, path: Path) -> tuple[Index, memoryview]:
+    if not isinstance(value, dict) or set(value) != {"checkpoint", "tensors", "parts", "files"}:
         raise ValueError("its index has other parts than it should")
     if not isinstance(value["checkpoint"], dict):
         raise ValueError("its index has no configuration")
-    if line != _metadata(value["checkpoint"], line["index_crc32"]):
+    if metadata != _metadata(value["checkpoint"], int(metadata["crc32"], 16)):
         raise ValueError("its metadata and its index differ")
+    if not isinstance(value["parts"], list):
+        raise ValueError("its index has no list of parts")
     entries: dict[str, Entry] = {}
-    end = 0
+    members: list[list[Entry]] = []
     for one in value["tensors"]:
         entry = _entry(one, entries)
         entries[entry.name] = entry
-        blocks, end = weights[end : end + sum(entry.blocks)], end + sum(entry.blocks)
-        if len(blocks) < sum(entry.blocks):
-            raise UserError(f"{entry.name} is cut short: get the file once more.")
-        if entry.same_as is None and _crc32(one, [blocks]) != entry.crc32:
-            raise UserError(f"{entry.name} is damaged: get the file once more.")
+        if entry.part is not None:
+            if entry.part > len(members) or entry.part >= len(value["parts"]):
+                raise UserError(f"{entry.name} is in a part that is not there: the index is damaged.")
+            if entry.part == len(members):
+                members.append([])
+            members[entry.part].append(entry)
+    if len(members) != len(value["parts"]):
+        raise ValueError("its index has parts without tensors")
+    parts = []
+    end = 0
+    for mine, one in zip(members, value["parts"]):
+        part, crc32 = _part(one, tuple(mine))
+        parts.append(part)
+        blocks, end = weights[end : end + sum(part.blocks)], end + sum(part.blocks)
+        if len(blocks) < sum(part.blocks):
+            raise UserError(f"{part} is cut short: get the file once more.")
+        if _crc32([(entry.name, entry.shape) for entry in mine], one, [blocks]) != crc32:
+            raise UserError(f"{part} is damaged: get the file once more.")
     files = value["files"]
     if not isinstance(files, dict) or not all(type(text) is str for text in files.values()):
         raise ValueError("its index has files that are not text")
     if end != len(weights):
         raise ValueError(f"it has {len(weights)} bytes of weights, and its index {end}")
-    return Index(value["checkpoint"], tuple(entries.values()), files, path.stat().st_size - end), weights
+    beside = path.stat().st_size - end
+    return Index(value["checkpoint"], tuple(entries.values()), tuple(parts), files, beside), weights
 
 
 def _entry(one: Any, before: Mapping[str, Entry]) -> Entry:
     """An entry of the index, with every field checked."""
-    if not isinstance(one, dict) or type(one.get("name")) is not str or one["name"] in before:
+    if not isinstance(one, list) or not one or type(one[0]) is not str or one[0] in before:
         raise ValueError("its index has a tensor without a name of its own")
-    name = one["name"]
-    if "same_as" in one:
-        if one.keys() != {"name", "same_as"} or one["same_as"] not in before or before[one["same_as"]].same_as:
+    name, *rest = one
+    if len(rest) == 1 and type(rest[0]) is str:
+        if rest[0] not in before or before[rest[0]].same_as:
             raise UserError(f"{name} is tied to what is not there: the index is damaged.")
-        return Entry(name, same_as=one["same_as"])
-    known = {"name", "shape", "mask", "blocks", "crc32"}
-    if not isinstance(one.get("shape"), list) or not isinstance(one.get("blocks"), list) or len(one["shape"]) > 8:
-        raise UserError(f"{name} has no shape or no blocks: the index is damaged.")
-    shape, blocks = tuple(map(_natural, one["shape"])), tuple(map(_natural, one["blocks"]))
+        return Entry(name, same_as=rest[0])
+    if len(rest) != 2 or not isinstance(rest[0], list) or len(rest[0]) > 8:
+        raise UserError(f"{name} has no shape or no part: the index is damaged.")
+    return Entry(name, tuple(map(_natural, rest[0])), _natural(rest[1]))
+
+
+def _part(one: Any, entries: tuple[Entry, ...]) -> tuple[Part, int]:
+    """A part of the index with every field checked, and its CRC-32."""
+    name = entries[0].name
+    known = {"mask", "blocks", "crc32"}  # the first may be missing, as may `granularity`
+    if not isinstance(one, dict) or not isinstance(one.get("blocks"), list):
+        raise UserError(f"{name} has no blocks: the index is damaged.")
+    blocks = tuple(map(_natural, one["blocks"]))
     mask, crc32 = one.get("mask", False), one.get("crc32")
     if type(mask) is not bool or type(crc32) is not int:
         raise UserError(f"{name}: the index is damaged.")
-    entry = Entry(name, shape, mask=mask, blocks=blocks, crc32=crc32)
     if "bits" in one:
-        bits, granularity = one["bits"], one.get("granularity")
-        if one.keys() - known != {"bits", "granularity"} or type(bits) is not int or not 2 <= bits <= MAX_BITS:
+        bits, granularity = one["bits"], one.get("granularity", "tensor")
+        if one.keys() - known - {"bits", "granularity"} or type(bits) is not int or not 2 <= bits <= MAX_BITS:
             raise UserError(f"{name} has {bits!r} bits, not 2 to {MAX_BITS}: the index is damaged.")
         if type(granularity) is not str:
             raise UserError(f"{name} has no granularity: the index is damaged.")
         try:
-            block_size(shape, granularity)
+            block_size((1,), granularity)
         except UserError:
             raise UserError(f"{name} has a granularity of {granularity!r}: the index is damaged.") from None
-        entry = Entry(name, shape, bits, granularity, None, mask, blocks, crc32)
+        part = Part(entries, bits, granularity, None, mask, blocks)
     else:
         if one.keys() - known != {"dtype"} or one["dtype"] not in _PLAIN or (mask and one["dtype"] != "float32"):
             raise UserError(f"{name} has a dtype that this format does not have: the index is damaged.")
-        entry = Entry(name, shape, None, "tensor", one["dtype"], mask, blocks, crc32)
-    chunks = -(-entry.count // CHUNK)
-    if len(blocks) != (entry.bits is not None) + chunks * (len(entry.widths) + mask):
-        raise UserError(f"{name} has {len(blocks)} blocks, which do not fit its shape: the index is damaged.")
-    if entry.count > SYMBOLS_PER_BYTE * sum(blocks):
-        raise UserError(f"{name} has more weights than {sum(blocks)} bytes can hold: the index is damaged.")
-    return entry
+        part = Part(entries, None, "tensor", one["dtype"], mask, blocks)
+    chunks = -(-part.count // CHUNK)
+    if len(blocks) != (part.bits is not None) + chunks * (len(part.widths) + mask):
+        raise UserError(f"{part} has {len(blocks)} blocks, which do not fit its shape: the index is damaged.")
+    if part.count > SYMBOLS_PER_BYTE * sum(blocks):
+        raise UserError(f"{part} has more weights than {sum(blocks)} bytes can hold: the index is damaged.")
+    return part, crc32
 
 
 def _natural(value: Any) -> int:
@@ -345,22 +419,19 @@ def _natural(value: Any) -> int:
     return value
 
 
-def _described(name: str, tensor: Quantized | Tensor | str) -> dict[str, Any]:
-    """The index's entry of a tensor, but for its blocks."""
-    if isinstance(tensor, str):
-        return {"name": name, "same_as": tensor}
+def _kind(name: str, tensor: Quantized | Tensor) -> dict[str, Any]:
+    """How a tensor is stored: what tensors of one part have in common. What is usual is left out."""
     if isinstance(tensor, Quantized):
-        return {
-            "name": name,
-            "shape": list(tensor.indices.shape),
-            "bits": tensor.bits,
-            "granularity": tensor.granularity,
-            "mask": tensor.mask is not None,
-        }
+        grid = {} if tensor.granularity == "tensor" else {"granularity": tensor.granularity}
+        return {"bits": tensor.bits, **grid, **({} if tensor.mask is None else {"mask": True})}
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in _PLAIN:
         raise UserError(f"{name} is of {dtype}, which the packed file has no place for.")
-    return {"name": name, "shape": list(tensor.shape), "dtype": dtype, "mask": _has_zeros(tensor)}
+    return {"dtype": dtype, **({"mask": True} if _has_zeros(tensor) else {})}
+
+
+def _shape(tensor: Quantized | Tensor) -> list[int]:
+    return list(tensor.indices.shape if isinstance(tensor, Quantized) else tensor.shape)
 
 
 def _has_zeros(tensor: Tensor) -> bool:
@@ -374,23 +445,30 @@ def _minus_zero(tensor: Tensor) -> bool:
     return bool(((tensor == 0) & torch.signbit(tensor)).any())
 
 
-def _encoded(tensor: Quantized | Tensor | str) -> Iterator[Future[list[bytes]]]:
-    """The blocks of a tensor, in the making."""
-    if isinstance(tensor, str):
-        return
-    if isinstance(tensor, Quantized):
-        ranges = torch.stack([tensor.minimum, tensor.step]).numpy()
+def _encoded(tensors: Sequence[Any]) -> Iterator[Future[list[bytes]]]:
+    """The blocks of a part, in the making; its tensors are of one kind."""
+    keep, bits = None, 0
+    if isinstance(tensors[0], Quantized):
+        minima, steps = [tensor.minimum for tensor in tensors], [tensor.step for tensor in tensors]
+        ranges = np.stack([_flat(minima), _flat(steps)])
         yield pool().submit(lambda: [encode(_byte_planes(ranges).reshape(-1), 8)])
-        values, kept = tensor.indices.reshape(-1).numpy(), tensor.mask
-        keep = None if kept is None else kept.reshape(-1).numpy()
-        bits = tensor.bits
+        values, bits = _flat([tensor.indices for tensor in tensors]), tensors[0].bits
+        if tensors[0].mask is not None:
+            keep = _flat([tensor.mask for tensor in tensors])
     else:
-        values = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().reshape(tensor.numel(), -1)
-        keep = (tensor.reshape(-1) != 0).numpy() if _has_zeros(tensor) else None
-        bits = 0
+        values = _flat([tensor.detach().reshape(-1).view(torch.uint8) for tensor in tensors])
+        values = values.reshape(-1, tensors[0].itemsize)
+        if _has_zeros(tensors[0]):
+            keep = _flat([tensor != 0 for tensor in tensors])
     for start in range(0, len(values), CHUNK):
         part = slice(start, start + CHUNK)
         yield pool().submit(_encode_chunk, values[part], None if keep is None else keep[part], bits)
+
+
+def _flat(tensors: Sequence[Tensor]) -> np.ndarray:
+    """The values of all tensors in one row; of a single one without a copy."""
+    rows = [tensor.reshape(-1) for tensor in tensors]
+    return (torch.cat(rows) if len(rows) > 1 else rows[0]).numpy()
 
 
 def _encode_chunk(values: np.ndarray, keep: np.ndarray | None, bits: int) -> list[bytes]:
@@ -410,44 +488,52 @@ def _encode_chunk(values: np.ndarray, keep: np.ndarray | None, bits: int) -> lis
     ]
 
 
-def _decoded(entry: Entry, blocks: memoryview) -> Quantized | Tensor:
-    """The tensor of an entry. Raises ValueError where its blocks do not hold it."""
-    ends = np.cumsum(entry.blocks)
-    pieces = iter([blocks[end - length : end] for end, length in zip(ends, entry.blocks)])
-    if entry.bits is not None:
-        groups = -(-entry.count // block_size(entry.shape, entry.granularity))
-        ranges = _from_byte_planes(decode(next(pieces), 8 * groups, 8), "<f4").reshape(2, groups)
+def _decoded(part: Part, blocks: memoryview) -> deque[Quantized | Tensor]:
+    """The tensors of a part. Raises ValueError where its blocks do not hold them."""
+    ends = np.cumsum(part.blocks)
+    pieces = iter([blocks[end - length : end] for end, length in zip(ends, part.blocks)])
+    if part.bits is not None:
+        groups = part.groups
+        ranges = _from_byte_planes(decode(next(pieces), 8 * sum(groups), 8), "<f4").reshape(2, sum(groups))
         if not np.isfinite(ranges).all():
             raise ValueError("its ranges are not finite")
-        values = np.zeros(entry.count, np.uint8 if entry.bits <= 8 else np.int16)
+        values = np.zeros(part.count, np.uint8 if part.bits <= 8 else np.int16)
     else:
-        values = np.zeros((entry.count, len(entry.widths)), np.uint8)
-    mask = np.empty(entry.count, bool) if entry.mask else None
-    for start in range(0, entry.count, CHUNK):
+        values = np.zeros((part.count, len(part.widths)), np.uint8)
+    mask = np.empty(part.count, bool) if part.mask else None
+    for start in range(0, part.count, CHUNK):
         here = values[start : start + CHUNK]
         count, keep = len(here), None
         if mask is not None:
             keep = decode(next(pieces), count, 1).astype(bool)
             mask[start : start + CHUNK] = keep
             count = int(np.count_nonzero(keep))
-        symbols = [decode(next(pieces), count, width) for width in entry.widths]
-        if entry.bits is None:
-            part: np.ndarray = np.stack(symbols[::-1], axis=1)
+        symbols = [decode(next(pieces), count, width) for width in part.widths]
+        if part.bits is None:
+            found: np.ndarray = np.stack(symbols[::-1], axis=1)
         elif len(symbols) == 1:
-            part = symbols[0]
+            found = symbols[0]
         else:
-            part = symbols[0].astype(np.int16) << (entry.bits - 8) | symbols[1]
-        here[slice(None) if keep is None else keep] = part
-    if entry.bits is None:
-        return torch.from_numpy(values.reshape(-1)).view(_PLAIN[entry.dtype]).view(entry.shape)  # type: ignore[index]
-    return Quantized(
-        indices=torch.from_numpy(values).view(entry.shape),
-        minimum=torch.from_numpy(ranges[0].copy()),
-        step=torch.from_numpy(ranges[1].copy()),
-        mask=None if mask is None else torch.from_numpy(mask).view(entry.shape),
-        granularity=entry.granularity,
-        bits=entry.bits,
+            found = symbols[0].astype(np.int16) << (part.bits - 8) | symbols[1]
+        here[slice(None) if keep is None else keep] = found
+    flat = torch.from_numpy(values)
+    if part.bits is None:
+        return deque(_divided(flat.reshape(-1).view(_PLAIN[part.dtype]), part.entries))  # type: ignore[index]
+    minima, steps = (torch.from_numpy(row).split(groups) for row in ranges)
+    indices = _divided(flat, part.entries)
+    masks = [None] * len(indices) if mask is None else _divided(torch.from_numpy(mask), part.entries)
+    return deque(
+        Quantized(index, minimum.clone(), step.clone(), kept, part.granularity, part.bits)
+        for index, minimum, step, kept in zip(indices, minima, steps, masks)
     )
+
+
+def _divided(flat: Tensor, entries: Sequence[Entry]) -> list[Tensor]:
+    """The tensors that `flat` holds one after the other; of several, each has memory of its own."""
+    if len(entries) == 1:
+        return [flat.view(entries[0].shape)]
+    parts = flat.split([entry.count for entry in entries])
+    return [part.clone().view(entry.shape) for part, entry in zip(parts, entries)]
 
 
 def _byte_planes(values: np.ndarray) -> np.ndarray:
@@ -459,16 +545,22 @@ def _from_byte_planes(planes: np.ndarray, dtype: str) -> np.ndarray:
     return np.ascontiguousarray(planes.reshape(4, -1).T).view(dtype).reshape(-1)
 
 
-def _metadata(checkpoint: Mapping[str, Any], index_crc32: int) -> dict[str, Any]:
+def _metadata(checkpoint: Mapping[str, Any], index_crc32: int) -> dict[str, str]:
     model = (checkpoint.get("cfg") or {}).get("model") or {}
     layers, hidden = model.get("encoder_layers"), model.get("encoder_embed_dim")
-    size = f"{layers}l_{hidden}h" if layers and hidden else None
-    return {"format": FORMAT, "version": VERSION, "size": size, "index_crc32": index_crc32}
+    size = {"size": f"{layers}l_{hidden}h"} if layers and hidden else {}
+    return {NAME: FORMAT, "version": str(VERSION), **size, "crc32": _hex(index_crc32)}
 
 
-def _crc32(entry: Mapping[str, Any], blocks: Iterable[bytes | memoryview]) -> int:
-    """Of a tensor's blocks, and of what the index says of them, so that neither fits another."""
-    crc = zlib.crc32(_json([entry[key] for key in ("name", "shape", *_KIND) if key in entry]))
+def _hex(crc32: int) -> str:
+    return f"{crc32:08x}"
+
+
+def _crc32(
+    shapes: Sequence[tuple[str, Sequence[int]]], kind: Mapping[str, Any], blocks: Iterable[bytes | memoryview]
+) -> int:
+    """Of a part's blocks, and of what the index says of them, so that neither fits another."""
+    crc = zlib.crc32(_json([shapes, *(kind[key] for key in _KIND if key in kind)]))
     for block in blocks:
         crc = zlib.crc32(block, crc)
     return crc

@@ -53,19 +53,21 @@ def unpack(planes: Sequence[Tensor], bits: int) -> Tensor:
     for width, plane in zip(widths, planes, strict=True):
         mask = (2**width - 1) << (8 - above - width)
         if plane.shape[-1] % _WORD == 0:  # whole words: what a shift carries from byte to byte, the mask takes away
-            plane, out = plane.view(torch.int64), codes.view(torch.int64)
+            plane, whole = plane.view(torch.int64), codes.view(torch.int64)
             mask = int.from_bytes(bytes([mask]) * _WORD, "little", signed=True)
         else:
-            out = codes
-        parts = out.unflatten(-1, (8 // width, -1))
+            whole = codes
+        parts = whole.unflatten(-1, (8 // width, -1))
         spare = torch.empty_like(plane) if above else None
         for i in range(8 // width):
             part = parts[..., i, :]
-            shifted = _shift(plane, width * i - above, part if spare is None else spare)
-            if spare is None:
-                shifted.bitwise_and_(mask)
+            out = part if spare is None else spare
+            if width * i == above:  # in its place already
+                torch.bitwise_and(plane, mask, out=out)
             else:
-                part.bitwise_or_(shifted.bitwise_and_(mask))
+                _shift(plane, width * i - above, out).bitwise_and_(mask)
+            if spare is not None:
+                part.bitwise_or_(spare)
         above += width
     return codes
 

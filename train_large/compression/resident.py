@@ -38,8 +38,11 @@ class Dense:
     """A matrix (N, K) of codes on one grid, or on a grid for each row.
 
     minimum, step: float32 (1, 1) or (N, 1). zeros: int32, places in the order of rows; their codes are the nearest to
-    zero that there are. In int8, weight[n, k] is centre[n] + code_step[n] * codes()[n, k], both float32 (1,) or (N,),
+    zero that there are. In int8, weight[n, k] is centre[n] + code_step[n] * codes()[k, n], both float32 (1,) or (N,),
     and sums, float32 (N,), are the sums of each row's codes.
+
+    Codes are kept column after column: products with rows of 2,048 codes, one below the other in memory, are up to a
+    fifth slower.
     """
 
     shape: tuple[int, int]
@@ -58,7 +61,7 @@ class Dense:
         return _bytes(*self.planes, *ranges, self.sums, self.zeros)
 
     def codes(self) -> Tensor:
-        """int8 (N, K), whatever the number of bits; of 8 bits not a copy."""
+        """int8 (K, N), whatever the number of bits; of 8 bits not a copy."""
         return self._eight_bits if self.bits == 8 else self._unpacked()
 
     @cached_property
@@ -68,10 +71,10 @@ class Dense:
     def _unpacked(self) -> Tensor:
         rows, columns = self.shape
         codes = planes.unpack(self.planes, self.bits).view(torch.int8)
-        return codes[: rows * columns].view(rows, columns)
+        return codes[: rows * columns].view(columns, rows)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        codes = self.codes()
+        codes = self.codes().t()
         for block in _slices(*self.shape):
             index = codes[block].float().mul_(2.0 ** (self.bits - 8)).add_(2 ** (self.bits - 1))
             step, minimum = (
@@ -232,12 +235,12 @@ def linear_weight(q: Quantized | Tensor) -> Matrix:
         assert q.mask is not None
         index = torch.where(q.mask, index, nearest.to(torch.uint8))
     # Exclusive or with the highest bit takes half the range away: signed codes, with no work when they are unpacked.
-    centred = (index ^ 2 ** (q.bits - 1)).reshape(-1)
+    centred = (index ^ 2 ** (q.bits - 1)).t().reshape(-1)
     packed = planes.pack(planes.fill_up(centred, _ALIGNED), q.bits)
     centre = (step.double() * 2 ** (q.bits - 1) + minimum).float().flatten()
     code_step = step.flatten() * 2.0 ** (q.bits - 8)
     dense = Dense((rows, columns), q.bits, packed, minimum, step, zeros, centre, code_step, torch.empty(0))
-    return replace(dense, sums=dense.codes().sum(1, dtype=torch.int32).float())
+    return replace(dense, sums=dense.codes().sum(0, dtype=torch.int32).float())
 
 
 def table(q: Quantized | Tensor) -> Table | Plain:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import lzma
+
 import numpy as np
 import pytest
 import zstandard
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train_large.compression.coding import (
+    LZMA,
     PER_BYTE,
     RAW,
     SPLIT,
@@ -14,6 +17,8 @@ from train_large.compression.coding import (
     decode,
     encode,
     pack_bits,
+    to_lzma,
+    unlzma,
     unpack_bits,
 )
 
@@ -54,30 +59,60 @@ def test_bit_strings_are_numbers_lowest_bit_first(drawn):
 
 
 def test_every_method_is_as_the_format_says():
-    """Read with nothing but zstandard: the first symbol of a byte in its lowest bits."""
+    """Read with nothing but zstandard and lzma: the first symbol of a byte in its lowest bits."""
     rng = np.random.default_rng(0)
     found = {}
     for width, odds in [(8, 0.03), (4, 0.15), (2, 0.5), (1, 0.5), (3, 0.9)]:
         values = np.minimum(rng.geometric(odds, 100_000) - 1, 2**width - 1).astype(np.uint8)
         block = encode(values, width)
         found[block[0]] = (values, width, block[1:])
+    mean = np.linspace(0.05, 0.95, 16)  # of each of sixteen columns
+    columns = rng.normal(255 * mean, 9, (100, 16)).clip(0, 255).astype(np.uint8)
+    for width, table in [(8, columns), (1, (rng.random((400, 16)) < mean).astype(np.uint8))]:
+        block = encode(table.reshape(-1), width)
+        found[block[0]] = (table.reshape(-1), width, block[1:])
     found[RAW] = (np.arange(8, dtype=np.uint8), 3, encode(np.arange(8, dtype=np.uint8), 3)[1:])
     assert found[RAW][2] == bits_by_hand(found[RAW][0], 3)
     assert SPLIT in found
     assert len(set(found) & set(PER_BYTE)) >= 2
-    for method in set(found) & set(PER_BYTE):
+    assert len(set(found) & {LZMA + n for n in PER_BYTE}) >= 2
+    for method in set(found) - {RAW, SPLIT}:
         values, _, frame = found[method]
+        n = method % LZMA
         expected = [
-            sum(int(value) << j * (8 // method) for j, value in enumerate(values[i : i + method]))
-            for i in range(0, len(values), method)
+            sum(int(value) << j * (8 // n) for j, value in enumerate(values[i : i + n]))
+            for i in range(0, len(values), n)
         ]
-        assert list(zstandard.ZstdDecompressor().decompress(frame)) == expected
+        # As an .lzma file: properties, the dictionary's size, the content's (not known: there is an end marker).
+        alone = frame[:1] + (1 << 17).to_bytes(4, "little") + b"\xff" * 8 + frame[1:]
+        if method > LZMA:
+            content = lzma.LZMADecompressor(lzma.FORMAT_ALONE).decompress(alone)
+        else:
+            content = zstandard.ZstdDecompressor().decompress(frame)
+        assert list(content) == expected
     values, width, body = found[SPLIT]
     common, length = body[0], int.from_bytes(body[1:5], "little")
     assert common == np.bincount(values).argmax()
     assert np.array_equal(decode(body[5 : 5 + length], len(values), 1), values != common)
     rest = values[values != common]
     assert np.array_equal(decode(body[5 + length :], len(rest), width), rest)
+
+
+def test_columns_of_a_narrow_matrix_take_less_than_their_entropy_together():
+    """What LZMA is for: sixteen columns, each with a mean of its own, and few weights."""
+    rng = np.random.default_rng(2)
+    codes = np.rint(rng.normal(rng.uniform(20, 235, 16), 8, (1000, 16))).clip(0, 255).astype(np.uint8)
+    counts = np.unique(codes, return_counts=True)[1]
+    entropy = (counts * np.log2(codes.size / counts)).sum() / 8
+    apart = sum(_entropy(column) for column in codes.T)
+    block = encode(codes.reshape(-1), 8)
+    assert block[0] == LZMA + 1
+    assert apart < len(block) < 0.8 * entropy
+
+
+def _entropy(values: np.ndarray) -> float:
+    counts = np.unique(values, return_counts=True)[1]
+    return float((counts * np.log2(values.size / counts)).sum() / 8)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +140,16 @@ def test_within_a_few_per_cent_of_the_entropy(bits, most):
         (b"\x01" + zstandard.compress(b"\x05\x01")[:-1], 2, 3, "frame"),
         (b"\x01nonsense", 2, 3, "frame"),
         (b"\x01" + zstandard.compress(bytes(600 * SYMBOLS_PER_BYTE)), 600 * SYMBOLS_PER_BYTE, 3, "cannot hold"),
+        (b"\x81" + to_lzma(b"\x05\x01", 0, 4), 2, 3, None),
+        (b"\x81" + to_lzma(b"\x05\x09", 0, 4), 2, 3, "wider than 3"),
+        (b"\x81" + to_lzma(b"\x05\x01", 0, 4), 3, 3, "does not hold"),
+        (b"\x81" + to_lzma(b"\x05\x01" * 99, 0, 4), 2, 3, "longer than"),
+        (b"\x81" + to_lzma(b"\x05\x01" * 99, 0, 4)[:-6], 198, 3, "cut short"),
+        (b"\x81\xff" + to_lzma(b"\x05\x01", 0, 4)[1:], 2, 3, "no properties"),
+        (b"\x81\x2c" + to_lzma(b"\x05\x01", 0, 4)[1:], 2, 3, "decompressed"),
+        (b"\x81\x00nonsense, and more of it", 22, 3, "frame"),
+        (b"\x81", 2, 3, "no properties"),
+        (b"\x80abc", 2, 3, "no method"),
         (b"\xff\x01", 2, 3, "cut short"),
         (b"\xff\x09" + (2).to_bytes(4, "little") + b"\x00\x01\x00\x05", 2, 3, "no such symbol"),
         (b"\xff\x01" + (2).to_bytes(4, "little") + b"\x00\x01\x00\x05", 2, 3, None),
@@ -118,3 +163,11 @@ def test_what_is_no_block(block, count, width, why):
         return
     with pytest.raises(ValueError, match=why):
         decode(block, count, width)
+
+
+def test_no_more_is_unfolded_than_asked_for():
+    bomb = to_lzma(bytes(1 << 24), 0, 0)
+    assert len(bomb) < 1 << 12
+    with pytest.raises(ValueError, match="longer than"):
+        unlzma(bomb, 100)
+    assert unlzma(bomb, 1 << 24) == bytes(1 << 24)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import lzma
 import os
 import random
 import re
@@ -20,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train_large.compression import packed as module
-from train_large.compression.packed import CHUNK, PackedModel, read_index, read_packed, write_packed
+from train_large.compression.coding import to_lzma, unlzma
+from train_large.compression.packed import CHUNK, SMALL, PackedModel, read_index, read_packed, write_packed
 from train_large.compression.quantization import Quantized, dequantize, quantize_tensor
 from train_large.compression.rate import quantize_to_step
 from train_large.errors import UserError
@@ -30,11 +30,13 @@ FILES = {"dict.txt": "12 5\n7 3\n", "labels.txt": "é\nno\n"}
 
 
 def some_tensors() -> list[tuple[str, Quantized | torch.Tensor | str]]:
-    """One of everything: pruned, by rows, by groups, of more than 8 bits, plain with and without zeros, tied."""
+    """One of everything: pruned, by rows, by groups, of more than 8 bits, plain with and without zeros, tied; more of
+    some kinds, and one too large to be coded with others."""
     torch.manual_seed(0)
     w = torch.randn(40, 16)
     pruned = w * (torch.rand(40, 16) < 0.4)
     return [
+        ("large", quantize_tensor(torch.randn(70, 64), 5)),
         ("dense", quantize_tensor(w, 4)),
         ("pruned", quantize_tensor(pruned, 6)),
         ("all zero", quantize_tensor(torch.zeros(33), 3)),
@@ -51,6 +53,14 @@ def some_tensors() -> list[tuple[str, Quantized | torch.Tensor | str]]:
         ("count", torch.tensor(12345678901)),
         ("flags", torch.tensor([[True, False, True]])),
         ("half", torch.randn(5, 3).bfloat16()),
+        ("pruned, too", quantize_tensor(pruned[:7].T, 6)),
+        ("rows, too", quantize_tensor(pruned[5:8], 8, "row")),
+        ("groups, too", quantize_tensor(w[:3], 2, "group:24")),
+        ("fine, too", quantize_to_step(w[0], 0.001)),
+        ("plain, pruned, too", pruned[3]),
+        ("large, too", quantize_tensor(torch.randn(70, 64), 5)),
+        ("small as large", quantize_tensor(torch.randn(9), 5)),
+        ("empty, too", torch.zeros(0, dtype=torch.int64)),
     ]
 
 
@@ -98,16 +108,34 @@ def test_the_same_model_gives_the_same_file(good, tmp_path):
 def test_it_is_a_safetensors_file(good):
     with safetensors.safe_open(good, "pt") as file:
         assert set(file.keys()) == {"index", "weights"}
-        line = json.loads(file.metadata()["train-large"])
-    assert (line["format"], line["version"], line["size"]) == ("packed model", 1, "2l_16h")
+        metadata = file.metadata()
+    assert metadata.pop("crc32")
+    assert metadata == {"train-large": "packed model", "version": "2", "size": "2l_16h"}
+
+
+def test_small_tensors_of_one_kind_are_coded_together(good, tmp_path):
+    index, _ = read_index(good)
+    together = [[entry.name for entry in part.entries] for part in index.parts]
+    assert ["pruned", "pruned, too"] in together
+    assert ["rows", "rows, too"] in together
+    for alone in ("large", "large, too", "small as large", "dense"):
+        assert [alone] in together
+    assert sorted(name for part in together for name in part) == sorted(set(dict(some_tensors())) - {"tied"})
+    state = read_packed(good).state()
+    memory = {
+        tensor.untyped_storage().data_ptr() for name, tensor in state.items() if tensor.numel() and name != "tied"
+    }
+    assert len(memory) == sum(tensor.numel() > 0 for tensor in state.values()) - 1
+    vectors = [(f"{i}", quantize_tensor(torch.randn(SMALL), 4)) for i in range(3)]
+    write_packed(vectors, {}, {}, tmp_path / "three")
+    assert [len(part.entries) for part in read_index(tmp_path / "three")[0].parts] == [3]
 
 
 def test_a_tensor_of_several_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 100)
     write_packed(some_tensors(), CHECKPOINT, FILES, tmp_path / "file")
-    assert {name: len(entry.blocks) for entry in read_index(tmp_path / "file")[0].tensors for name in [entry.name]}[
-        "pruned"
-    ] == 1 + 2 * 7
+    blocks = {entry.name: len(part.blocks) for part in read_index(tmp_path / "file")[0].parts for entry in part.entries}
+    assert blocks["pruned"] == 1 + 2 * 8  # 640 weights, and 112 of the next tensor
     read = read_packed(tmp_path / "file")
     for name, tensor in some_tensors():
         assert isinstance(tensor, str) or same(read.tensors[name], tensor), name
@@ -118,7 +146,7 @@ def test_the_example_of_the_format():
     w = torch.tensor([0.50, -0.25, 0, 0.15, -0.05, 0.50])
     q = quantize_tensor(w, 3)
     assert q.indices.tolist() == [7, 0, 0, 4, 2, 7]
-    blocks = [block for future in module._encoded(q) for block in future.result()]
+    blocks = [block for future in module._encoded([q]) for block in future.result()]
     text = module.__doc__ or ""
     for name, block in zip(("ranges", "mask", "codes"), blocks):
         [(method, shown)] = re.findall(rf"^    {name} +(\w\w) \| ((?:[0-9a-f]+ )*[0-9a-f]+)", text, re.MULTILINE)
@@ -126,28 +154,27 @@ def test_the_example_of_the_format():
 
 
 def rewritten(good: Path, path: Path, change, forged: bool = True) -> Path:
-    """The good file with its index changed by `change`, and the index's checksum right again; `forged`: the tensors'
+    """The good file with its index changed by `change`, and the index's checksum right again; `forged`: the parts'
     too."""
     data = good.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
     body = data[8 + length :]
     end = header["index"]["data_offsets"][1]
-    index = json.loads(lzma.decompress(body[:end]))
+    index = json.loads(unlzma(body[:end], 1 << 20, 1 << 26))
     change(index, header)
     weights = body[end:]
     start = 0
-    for one in index["tensors"] if forged else []:
+    for number, part in enumerate(index["parts"] if forged else []):
         # As far as the lie lets it be told which bytes are meant.
-        if all(isinstance(length, int) for length in one.get("blocks", [])):
-            length = sum(one.get("blocks", []))
-            if "blocks" in one and one["crc32"] != 1 and "name" in one and "shape" in one:
-                one["crc32"] = module._crc32(one, [weights[start : start + length]])
+        if all(isinstance(length, int) for length in part.get("blocks", [])):
+            length = sum(part.get("blocks", []))
+            shapes = [one[:2] for one in index["tensors"] if one[2:] == [number]]
+            if "blocks" in part and part["crc32"] != 1:
+                part["crc32"] = module._crc32(shapes, part, [weights[start : start + length]])
             start += length
-    frame = lzma.compress(json.dumps(index).encode(), lzma.FORMAT_XZ)
-    line = json.loads(header["__metadata__"]["train-large"])
-    line["index_crc32"] = zlib.crc32(frame)
-    header["__metadata__"]["train-large"] = json.dumps(line)
+    frame = to_lzma(json.dumps(index).encode(), lc=0, lp=0)
+    header["__metadata__"]["crc32"] = f"{zlib.crc32(frame):08x}"
     header["index"] = {"dtype": "U8", "shape": [len(frame)], "data_offsets": [0, len(frame)]}
     ends = [len(frame), len(frame) + len(weights)]
     header["weights"] = {"dtype": "U8", "shape": [len(weights)], "data_offsets": ends}
@@ -156,16 +183,18 @@ def rewritten(good: Path, path: Path, change, forged: bool = True) -> Path:
     return path
 
 
-def entry(index, name):
-    return next(one for one in index["tensors"] if one["name"] == name)
+NAME, SHAPE, PART = 0, 1, 2
 
-
-LIES = {
-    "a larger shape": ("pruned", {"shape": [4000, 16]}),
-    "a shape that no memory holds": ("pruned", {"shape": [1 << 40, 16]}),
-    "a smaller shape": ("dense", {"shape": [39, 16]}),
-    "a negative length": ("dense", {"shape": [-40, -16]}),
-    "a fraction": ("dense", {"shape": [40.0, 16]}),
+LIES = {  # of a tensor: what to say in which place; of its part: what to add
+    "a larger shape": ("pruned", {SHAPE: [4000, 16]}),
+    "a shape that no memory holds": ("pruned", {SHAPE: [1 << 40, 16]}),
+    "a smaller shape": ("dense", {SHAPE: [39, 16]}),
+    "a negative length": ("dense", {SHAPE: [-40, -16]}),
+    "a fraction": ("dense", {SHAPE: [40.0, 16]}),
+    "a shape in words": ("dense", {SHAPE: "large"}),
+    "a part that is not there": ("dense", {PART: 1000}),
+    "another part": ("dense", {PART: 0}),
+    "a part too early": ("dense", {PART: 5}),
     "fewer bits": ("dense", {"bits": 3}),
     "more bits": ("dense", {"bits": 5}),
     "too many bits": ("dense", {"bits": 99}),
@@ -181,10 +210,10 @@ LIES = {
     "another dtype": ("plain", {"dtype": "float16"}),
     "an unknown dtype": ("plain", {"dtype": "complex64"}),
     "a field of its own": ("plain", {"colour": 3}),
-    "tied to nothing": ("tied", {"same_as": "missing"}),
-    "tied to itself": ("tied", {"same_as": "tied"}),
-    "an empty name": ("dense", {"name": 3}),
-    "a name twice": ("dense", {"name": "plain"}),
+    "tied to nothing": ("tied", {SHAPE: "missing"}),
+    "tied to itself": ("tied", {SHAPE: "tied"}),
+    "a name that is none": ("dense", {NAME: 3}),
+    "a name twice": ("dense", {NAME: "large"}),
 }
 
 
@@ -196,13 +225,41 @@ def test_an_index_that_lies(good, tmp_path, lie, forged):
         pytest.skip("codes of fewer bits are codes of more bits, too: the same weights")
 
     def lying(index, header):
-        entry(index, name).update(change)
+        tensor = next(one for one in index["tensors"] if one[NAME] == name)
+        for key, value in change.items():
+            (tensor if isinstance(key, int) else index["parts"][tensor[PART]])[key] = value
 
     path = rewritten(good, tmp_path / "lie.safetensors", lying, forged)
     with pytest.raises(UserError, match=r"lie\.safetensors") as error:
         read_packed(path)
-    if "name" not in change and lie != "a negative length" and lie != "a fraction":
+    if NAME not in change and lie not in ("a negative length", "a fraction", "another part", "a part too early"):
         assert name in str(error.value)
+
+
+@pytest.mark.parametrize("lie", ["another shape of as many weights", "names exchanged"])
+def test_the_checksum_of_a_part_covers_names_and_shapes(good, tmp_path, lie):
+    def lying(index, header):
+        first, second = (next(one for one in index["tensors"] if one[NAME] == name) for name in ("large", "large, too"))
+        if lie == "names exchanged":
+            first[NAME], second[NAME] = second[NAME], first[NAME]
+        else:
+            first[SHAPE].reverse()
+
+    with pytest.raises(UserError, match="large.* is damaged"):
+        read_packed(rewritten(good, tmp_path / "lie", lying, forged=False))
+
+
+def test_parts_without_tensors_and_tensors_without_parts(good, tmp_path):
+    for change in (
+        lambda index, header: index["parts"].append(index["parts"][0]),
+        lambda index, header: index["parts"].pop(),
+        lambda index, header: index.update(parts={}),
+        lambda index, header: index["tensors"].append(["bare"]),
+        lambda index, header: index["tensors"].append([]),
+        lambda index, header: index["tensors"].append({"name": "of old"}),
+    ):
+        with pytest.raises(UserError, match="lie"):
+            read_packed(rewritten(good, tmp_path / "lie", change, forged=False))
 
 
 def test_the_good_file_written_again_is_read(good, tmp_path):
@@ -213,10 +270,9 @@ def test_the_good_file_written_again_is_read(good, tmp_path):
 
 def test_a_newer_format_and_other_files(good, tmp_path):
     def newer(index, header):
-        line = json.loads(header["__metadata__"]["train-large"])
-        header["__metadata__"]["train-large"] = json.dumps({**line, "version": 2})
+        header["__metadata__"]["version"] = "3"
 
-    with pytest.raises(UserError, match=r"newer.*format 2.*install"):
+    with pytest.raises(UserError, match=r"newer.*format 3.*install"):
         read_packed(rewritten(good, tmp_path / "newer", newer))
     (tmp_path / "text").write_text("hello")
     (tmp_path / "empty").write_bytes(b"")
@@ -300,10 +356,10 @@ def test_damage_names_the_file_and_the_tensor(good, tmp_path, part):
     data = bytearray(good.read_bytes())
     index, weights = read_index(good)
     start = len(data) - len(weights)
-    place = start + index.tensors[0].blocks[0] + 20 if part == "weights" else start - 50
+    place = start + index.parts[0].blocks[0] + 20 if part == "weights" else start - 50
     data[place] ^= 1
     (tmp_path / "damaged").write_bytes(data)
-    with pytest.raises(UserError, match=r"damaged: dense is damaged" if part == "weights" else r"index is damaged"):
+    with pytest.raises(UserError, match=r"damaged: large is damaged" if part == "weights" else r"index is damaged"):
         read_packed(tmp_path / "damaged")
 
 

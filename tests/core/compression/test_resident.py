@@ -69,10 +69,10 @@ def test_int8_codes_are_the_weights_on_a_grid_of_their_own(bits: int, granularit
     dense = linear_weight(q)
     assert isinstance(dense, Dense)
     codes = dense.codes()
-    assert (codes.dtype, codes.shape) == (torch.int8, (48, 80))
-    w = dense.centre.double() + dense.code_step.double() * codes.t().double()
+    assert (codes.dtype, codes.shape) == (torch.int8, (80, 48))
+    w = dense.centre.double() + dense.code_step.double() * codes.double()
     torch.testing.assert_close(w.t(), dequantize(q).double(), rtol=0, atol=1e-7)
-    assert torch.equal(dense.sums, codes.long().sum(1).float())
+    assert torch.equal(dense.sums, codes.long().sum(0).float())
 
 
 @pytest.mark.parametrize("bits", BITS)

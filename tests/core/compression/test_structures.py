@@ -146,7 +146,9 @@ def test_pruning_again_keeps_what_is_pruned_and_adds_nothing(model, kinds, spars
     assert as_set(again) == as_set(first)
     zeros, total = structured_sparsity_of(found)
     assert zeros == sum(block.size * int(first[block.name].sum()) for block in found)
-    assert zeros <= round(sparsity * total)
+    groups = [found] if scope == "global" else [[block] for block in found]
+    assert zeros <= sum(round(sparsity * sum(block.size * block.count for block in group)) for group in groups)
+    assert scope == "layer" or zeros <= round(sparsity * total)
 
 
 @settings(deadline=None, max_examples=50)
