@@ -118,7 +118,8 @@ def multi_bleu(translations: Sequence[str], references: Sequence[str]) -> float:
 
     measure = BLEU(tokenize="none", smooth_method="none", force=True)
     sides = [[_ascii_spaced(line) for line in lines] for lines in (translations, references)]
-    return measure.corpus_score(sides[0], [sides[1]]).score
+    # The mean of four logarithms of 100 can come out a little above it.
+    return min(100.0, measure.corpus_score(sides[0], [sides[1]]).score)
 
 
 def t2t_bleu(translations: Sequence[str], references: Sequence[str], cased: bool) -> float:
@@ -138,7 +139,7 @@ def sacre_bleu(translations: Sequence[str], references: Sequence[str]) -> tuple[
 
     measure = BLEU()
     score = measure.corpus_score(list(translations), [list(references)]).score
-    return score, str(measure.get_signature())
+    return min(100.0, score), str(measure.get_signature())
 
 
 def _token_sides(

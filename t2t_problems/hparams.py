@@ -7,6 +7,7 @@ import math
 from tensor2tensor.models import transformer
 from tensor2tensor.utils import registry
 
+from train_large.errors import UserError
 from train_large.sizes import TRANSLATION, Size
 
 
@@ -46,8 +47,24 @@ def enfr_tpu(size: Size):
     return hparams
 
 
+PREFIX = "transformer_enfr_"
+
+
+def check_name(named: str) -> None:
+    """Raise UserError where --hparams_set asks for a size that is none of the paper's.
+
+    Tensor2Tensor would show a traceback with the names of all the sets that there are.
+    """
+    if named.startswith(PREFIX) and named not in registry.list_hparams():
+        raise UserError(
+            f"--hparams_set {named} is none of the sizes, {PREFIX}{{L}}l_{{H}}h with L of 2, 6, 8 and H of 128, 256, "
+            "512, 1024, 2048, each also with _tpu; for another give --hparams=num_hidden_layers=...,hidden_size=...,"
+            "filter_size=...,num_heads=... besides."
+        )
+
+
 def _register(size: Size) -> None:
-    name = "transformer_enfr_" + size.name
+    name = PREFIX + size.name
     registry.register_hparams(name)(lambda: enfr(size))
     registry.register_hparams(name + "_tpu")(lambda: enfr_tpu(size))
 

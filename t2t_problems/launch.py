@@ -37,11 +37,13 @@ def main() -> None:
         print("error: {!r} is none of {}".format(sys.argv[1], ", ".join(PROGRAMS)), file=sys.stderr)
         sys.exit(2)
     program, given = sys.argv[1], sys.argv[2:]
-    # Before Tensor2Tensor is imported: what is registered now need not be put right afterwards.
-    from t2t_problems import plugin  # noqa: F401
+    from t2t_problems import tensorflow_two
 
+    tensorflow_two.behave_as_one()
     module = "tensor2tensor.bin.t2t_" + program
     sys.argv = [module.rpartition(".")[2]] + arguments(program, given)
+    # The programs import the plugin themselves, by the name that this package has; let it be imported anew.
+    del sys.modules["t2t_problems"]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

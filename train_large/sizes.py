@@ -141,9 +141,9 @@ def translation_parameters(size: Size, vocabulary: int) -> int:
 def tensor2tensor_parameters(size: Size, vocabulary: int) -> int:
     """How many parameters Tensor2Tensor's Transformer has at this size, exactly (transformer_base, 1.15.7).
 
-    As `translation_parameters`, but for attention without biases, a final layer norm on both sides, and an embedding of
-    32 target languages or tasks (`target_space_embedding`, tensor2tensor/layers/transformer_layers.py), of which a model
-    for translation reads one.
+    As `translation_parameters`, but for attention without biases, a final layer norm on both sides, and an embedding
+    of 32 tasks (`target_space_embedding`, tensor2tensor/layers/transformer_layers.py:96), of which a model for
+    translation reads one.
     """
     attention = 4 * size.hidden * size.hidden
     encoder_layer = attention + _feed_forward(size) + 2 * _norm(size.hidden)

@@ -316,10 +316,13 @@ def read_pairs(path: Path) -> list[tuple[str, ...]]:
     return [tuple(line.split("\t")) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_pairs_are_fetched_once(fetch: ModuleType, archive: Path, tmp_path: Path) -> None:
+def test_pairs_are_fetched_once(
+    fetch: ModuleType, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tmp_path / "data"
+    monkeypatch.chdir(tmp_path)
     for _ in range(2):  # the second time there is no package any more
-        path = fetch.fetch_pairs(data)
+        path = fetch.fetch_pairs(Path("data"))
         assert path == data / "enfr" / "pairs.tsv"
         assert set(read_pairs(path)) == PAIRS
         assert len(read_pairs(path)) == len(PAIRS)

@@ -53,6 +53,7 @@ def fetch_pairs(folder: Path) -> Path:
     Raises UserError where apt-get is missing or fails, where a package is not as expected, where the folder cannot be
     written, or where an earlier pairs.tsv has changed.
     """
+    folder = folder.resolve()  # apt-get and dpkg-deb are run in folders of their own
     out = folder / "enfr"
     if out.exists():
         return _verified(out)

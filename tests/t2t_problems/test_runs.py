@@ -1,0 +1,260 @@
+"""Tensor2Tensor's own programs with the plugin, from pairs to a score: what a user does, as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from t2t_problems import counters, tensorflow_two
+from train_large import runlog
+from train_large.sizes import Size, tensor2tensor_parameters
+
+ROOT = Path(__file__).parents[2]
+NOUNS = {"cat": "chat", "dog": "chien", "bird": "oiseau", "train": "train", "book": "livre", "tree": "arbre"}
+VERBS = {"sees": "voit", "eats": "mange", "takes": "prend", "knows": "connaît", "loves": "aime"}
+ADJECTIVES = {"big": "grand", "red": "rouge", "green": "vert", "black": "noir", "quiet": "calme"}
+BUDGET = 15
+
+pytestmark = pytest.mark.slow
+
+
+def pairs(number: int) -> list[tuple[str, str]]:
+    """Sentences of a small language, translated word by word, adjectives after their nouns."""
+    draw = random.Random(1)
+
+    def noun_phrase() -> tuple[str, str]:
+        noun, adjective = draw.choice(list(NOUNS)), draw.choice(list(ADJECTIVES))
+        return f"the {adjective} {noun}", f"le {NOUNS[noun]} {ADJECTIVES[adjective]}"
+
+    made = set()
+    while len(made) < number:
+        (subject, sujet), (thing, chose) = noun_phrase(), noun_phrase()
+        verb = draw.choice(list(VERBS))
+        made.add((f"{subject} {verb} {thing} .", f"{sujet} {VERBS[verb]} {chose} ."))
+    return sorted(made)
+
+
+def environment() -> dict[str, str]:
+    quiet = {
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    return {**os.environ, **quiet, "PYTHONPATH": str(ROOT)}
+
+
+def launch(*arguments: object, status: int = 0) -> str:
+    """What a program says, on both outputs."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    done = subprocess.run(
+        command, env=environment(), cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900
+    )
+    said = done.stdout.decode("utf-8", "replace")
+    assert done.returncode == status, said[-3000:]
+    return said
+
+
+def trainer(data: Path, out: Path, hparams: str, *flags: str) -> list[object]:
+    return [
+        "t2t_problems.launch",
+        "trainer",
+        "--problem=translate_enfr_pairs",
+        f"--data_dir={data}",
+        f"--output_dir={out}",
+        "--model=transformer_budgeted",
+        "--hparams_set=transformer_enfr_2l_128h",
+        "--hparams=batch_size=256,learning_rate_warmup_steps=100,learning_rate_constant=0.5," + hparams,
+        "--train_steps=100000",
+        "--eval_steps=2",
+        "--decode_hparams=beam_size=1",
+        *flags,
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What datagen makes of the pairs."""
+    folder = tmp_path_factory.mktemp("enfr")
+    (folder / "pairs.tsv").write_text("".join(f"{en}\t{fr}\n" for en, fr in pairs(3000)), encoding="utf-8")
+    launch(
+        "t2t_problems.launch",
+        "datagen",
+        "--problem=translate_enfr_pairs",
+        f"--tmp_dir={folder}",
+        f"--data_dir={folder / 'data'}",
+    )
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path) -> Path:
+    """A run that was killed half-way, and taken up again until its budget was used."""
+    out = data.parent / "run"
+    schedule = ["--schedule=continuous_train_and_eval", "--eval_throttle_seconds=0", "--log_step_count_steps=10"]
+    arguments = trainer(data, out, f"budget_seconds={BUDGET},budget_evaluations=3,bleu_sentences=20", *schedule)
+    command = [sys.executable, "-m", *map(str, arguments)]
+    with open(str(data.parent / "killed.log"), "wb") as log:
+        process = subprocess.Popen(command, env=environment(), cwd=str(ROOT), stdout=log, stderr=log)
+        for _ in range(6000):
+            time.sleep(0.1)
+            if process.poll() is not None or any(line["kind"] == "valid" for line in read(out)):
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    shutil.copy(str(out / runlog.NAME), str(data.parent / "killed.jsonl"))
+    launch(*arguments)
+    return out
+
+
+def read(out: Path, kind: str = "") -> list[dict]:
+    log = out / runlog.NAME
+    return [line for line in runlog.read(str(log)) if kind in ("", line["kind"])] if log.exists() else []
+
+
+def test_the_budget_survives_a_kill(trained: Path) -> None:
+    (start,), (resume,), stop = read(trained, "start"), read(trained, "resume"), read(trained, "stop")[-1]
+    assert start["parameters"] == tensor2tensor_parameters(Size(2, 128), start["vocabulary"])
+    before = [line for line in runlog.read(str(trained.parent / "killed.jsonl")) if line["kind"] == "checkpoint"]
+    kept = next(line for line in before if line["updates"] == resume["updates"])
+    assert kept["updates"] > 0
+    # What was saved, no more and no less.
+    assert {name: resume[name] for name in ("train_seconds", "tokens", "flops")} == {
+        name: kept[name] for name in ("train_seconds", "tokens", "flops")
+    }
+    assert stop["reason"] == "budget"
+    assert counters.in_checkpoint(counters.latest(str(trained)))["updates"] == stop["updates"]
+
+
+def test_the_run_stops_at_the_first_update_over_its_budget(trained: Path) -> None:
+    *_, before, stop = [line for line in read(trained) if line["kind"] in ("train", "stop")]
+    assert stop["updates"] == before["updates"]  # logged at the stop
+    assert stop["train_seconds"] >= BUDGET
+    earlier = [line for line in read(trained, "train") if line["updates"] < stop["updates"]][-1]
+    updates = stop["updates"] - earlier["updates"]
+    one = (stop["train_seconds"] - earlier["train_seconds"]) / updates
+    assert stop["train_seconds"] - BUDGET < 5 * one  # batches differ in length
+
+
+def test_every_evaluation_has_loss_perplexity_and_bleu(trained: Path) -> None:
+    valid = read(trained, "valid")
+    assert len(valid) == 3
+    assert valid[-1]["updates"] == read(trained, "stop")[-1]["updates"]
+    for line in valid:
+        assert line["subset"] == "dev"
+        assert line["bleu_sentences"] == 20
+        assert 0 <= line["bleu"] <= 100
+        assert line["beam_size"] == 1
+    assert valid[-1]["perplexity"] < valid[0]["perplexity"]
+
+
+def test_the_same_run_again_trains_nothing(trained: Path, data: Path) -> None:
+    before = read(trained, "stop")[-1]
+    launch(*trainer(data, trained, f"budget_seconds={BUDGET},bleu_sentences=0", "--schedule=train"))
+    after = read(trained, "stop")[-1]
+    assert (after["updates"], after["train_seconds"]) == (before["updates"], before["train_seconds"])
+
+
+def test_decode_score_and_average(trained: Path, data: Path, tmp_path: Path) -> None:
+    model = [f"--data_dir={data}", "--problem=translate_enfr_pairs", "--hparams_set=transformer_enfr_2l_128h"]
+    out = tmp_path / "translations.fr"
+    source, reference = (data / f"translate_enfr_pairs.test.{language}" for language in ("en", "fr"))
+    launch(
+        "t2t_problems.launch",
+        "decoder",
+        *model,
+        "--model=transformer",  # the stock model reads what the budgeted one has left
+        f"--output_dir={trained}",
+        f"--decode_from_file={source}",
+        f"--decode_to_file={out}",
+        "--decode_hparams=beam_size=2,alpha=0.6",
+    )
+    translations = next(tmp_path.glob("translations.fr*"))
+    said = launch("t2t_problems.bleu", f"--translation={translations}", f"--reference={reference}", "--json")
+    scores = json.loads(said[said.index("{") :])
+    bleu = [value for value in json.dumps(scores).replace(":", " ").split() if value]  # whatever its layout
+    assert bleu
+    lines = translations.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(reference.read_text(encoding="utf-8").splitlines())
+    words = {word for _, french in pairs(3000) for word in french.split()}
+    assert {word for line in lines for word in line.split()} & words
+
+    launch("t2t_problems.launch", "avg_all", f"--model_dir={trained}", f"--output_dir={tmp_path / 'average'}", "--n=2")
+    averaged, last = counters.latest(str(tmp_path / "average")), counters.latest(str(trained))
+    assert averaged is not None
+    assert counters.in_checkpoint(averaged)["updates"] == counters.in_checkpoint(last)["updates"]
+
+
+def test_the_plain_trainer_lists_all_sets() -> None:
+    plain = Path(sys.executable).with_name("t2t-trainer")
+    done = subprocess.run(
+        [str(plain), "--t2t_usr_dir=t2t_problems", "--registry_help"],
+        env=environment(),
+        cwd=str(ROOT),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    said = done.stdout.decode()
+    assert done.returncode == 0, said[-2000:]
+    names = [f"{layers}l_{hidden}h" for layers in (2, 6, 8) for hidden in (128, 256, 512, 1024, 2048)]
+    words = said.split()
+    listed = [word.strip("*") for word in words]
+    for name in names:
+        assert any(name in word for word in listed), name
+    assert "transformer_budgeted" in said.replace("\n", " ")
+
+
+def test_the_plain_trainer_trains(data: Path, tmp_path: Path) -> None:
+    plain = Path(sys.executable).with_name("t2t-trainer")
+    arguments = trainer(data, tmp_path / "run", "budget_seconds=1000,bleu_sentences=0", "--schedule=train")[2:]
+    done = subprocess.run(
+        [str(plain), "--t2t_usr_dir=t2t_problems", *map(str, arguments), "--train_steps=4"],
+        env=environment(),
+        cwd=str(ROOT),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout.decode()[-3000:]
+    assert read(tmp_path / "run", "stop")[0]["updates"] == 4
+
+
+def test_a_tpu_set_trains_on_this_processor(data: Path, tmp_path: Path) -> None:
+    # TPUEstimator is in TensorFlow 1 only; without a TPU it runs the same graph here.
+    flags = [] if tensorflow_two.is_two() else ["--use_tpu_estimator"]
+    arguments = trainer(data, tmp_path / "run", "budget_seconds=1000,bleu_sentences=0", "--schedule=train", *flags)
+    arguments = [str(a).replace("_2l_128h", "_2l_128h_tpu").replace("batch_size=256,", "") for a in arguments]
+    launch(*arguments, "--train_steps=3", "--iterations_per_loop=2")
+    assert read(tmp_path / "run", "stop")[0]["updates"] in (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("budget_seconds=0", "budget_seconds=0 leaves no time to train"),
+        ("budget_seconds=5,budget_clock=sundial", "budget_clock='sundial' is none of train, wall, calibrated"),
+        ("budget_seconds=5,hidden_size=256", "holds a model with 128 hidden dimensions"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_sentence(trained: Path, data: Path, change: str, sentence: str) -> None:
+    before = read(trained)
+    said = launch(*trainer(data, trained, change, "--schedule=train"), status=2)
+    assert sentence in said
+    assert "Traceback" not in said
+    assert read(trained) == before
+
+
+def test_an_unknown_size_is_told(data: Path, tmp_path: Path) -> None:
+    arguments = trainer(data, tmp_path, "budget_seconds=5", "--schedule=train")
+    arguments = [str(argument).replace("2l_128h", "7l_100h") for argument in arguments]
+    said = launch(*arguments, status=2)
+    assert "transformer_enfr_7l_100h is none of the sizes" in said
+    assert "Traceback" not in said
