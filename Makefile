@@ -22,7 +22,7 @@ PEERS_STAMP := $(PEERS)/.made-for-these-pins
 
 BUDGET ?= 150s
 OUT ?= runs/demo
-MT_BUDGET ?= 150s
+MT_BUDGET ?= 240s
 MT_OUT ?= runs/demo-mt
 DEMO_FLAGS ?=
 
@@ -106,7 +106,7 @@ $(PEERS_STAMP): constraints/peers.txt
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --requirement constraints/peers.txt
 	touch $@
 
-bench: $(STAMP) $(PEERS_STAMP)  ## speed and size beside other libraries, measured on this machine into bench/*.csv
+bench: $(STAMP) $(PEERS_STAMP) $(T2T_STAMP)  ## speed and size beside other libraries, measured on this machine into bench/*.csv
 	PYTHONPATH=. $(BIN)/python bench/pruning_step.py 24
 	PYTHONPATH=. $(BIN)/python bench/packing.py
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python bench/shrink.py 15
@@ -114,6 +114,7 @@ bench: $(STAMP) $(PEERS_STAMP)  ## speed and size beside other libraries, measur
 	PYTHONPATH=. $(PEERS)/bin/python bench/coding.py
 	PYTHONPATH=. $(PEERS)/bin/python bench/file_size.py --demo $(OUT)
 	PYTHONPATH=. $(PEERS)/bin/python bench/limit.py
+	PYTHONPATH=. $(T2T)/bin/python bench/translation_step.py
 	PYTHONPATH=.:user_dir_examples/pocket $(BIN)/python bench/rate.py --demo $(OUT) --model runs/downloads/minilm.safetensors
 
 clean:  ## remove the environment and what runs left

@@ -25,6 +25,9 @@ def arguments(program: str, given: list) -> list:
     if program == "translate_all" and "decoder_command" not in names:
         # Its own, t2t-decoder, is the one of the environment that happens to be active, if any.
         added.append(f"--decoder_command={sys.executable} -m t2t_problems.launch decoder {{params}}")
+    if "use_tpu_estimator" in names and not names & {"use_tpu", "master", "cloud_tpu_name"}:
+        # TPUEstimator without a TPU; upstream would look for one named after the user (bin/t2t_trainer.py:110, 1.15.7).
+        added.append("--cloud_tpu_name=")
     return added + list(given)
 
 

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--budget", default="150s", help="training time of each size")
+    parser.add_argument("--budget", default="240s", help="training time of each size")
     parser.add_argument("--out", type=Path, default=Path("runs/demo-mt"), help="folder for everything that is made")
     parser.add_argument("--sizes", default=",".join(Recipe.sizes), help="sizes, such as %(default)s")
     parser.add_argument("--pairs", type=Path, help="your own pairs, a TSV of English and French")

@@ -27,7 +27,7 @@ class Recipe:
     """transformer_base has 8,000"""
     dropout: float = 0.0
     """transformer_base's 0.1 is against overfitting, which takes longer than this"""
-    evaluations: int = 6
+    evaluations: int = 5
     dev_sentences: int = 100
     """translated at each evaluation"""
     test_sentences: int = 300
