@@ -211,7 +211,7 @@ def _model(
     of_run = {
         **vars(run),
         "name": name,
-        "learning_rate": recipe.learning_rate,
+        "learning_rate": recipe.peak_rate(recipe.size(name)),
         "parameters_without_embeddings": run.parameters - vocabulary * recipe.size(name).hidden,
         "run_log": os.path.relpath(log, out),
         "scores": report.BleuScores(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,10 @@ class Recipe:
     """translated at the end"""
     beam_size: int = 4
     alpha: float = 0.6
+
+    def peak_rate(self, size: Size) -> float:
+        """The learning rate at the end of the warm-up, by transformer_base's schedule."""
+        return self.learning_rate / math.sqrt(size.hidden * self.warmup_updates)
 
     def size(self, name: str) -> Size:
         size = Size.parse(name)
