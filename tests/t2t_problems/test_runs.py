@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from t2t_problems import counters, tensorflow_two
+from t2t_problems import bleu, counters, tensorflow_two
 from train_large import runlog
 from train_large.sizes import Size, tensor2tensor_parameters
 
@@ -181,8 +181,9 @@ def test_decode_score_and_average(trained: Path, data: Path, tmp_path: Path) -> 
     translations = next(tmp_path.glob("translations.fr*"))
     said = launch("t2t_problems.bleu", f"--translation={translations}", f"--reference={reference}", "--json")
     scores = json.loads(said[said.index("{") :])
-    bleu = [value for value in json.dumps(scores).replace(":", " ").split() if value]  # whatever its layout
-    assert bleu
+    sides = [path.read_text(encoding="utf-8").split("\n")[:-1] for path in (translations, reference)]
+    assert scores["scores"]["paper"] == pytest.approx(bleu.paper_bleu(*sides), abs=1e-9)
+    assert scores["sentences"] == len(sides[1])
     lines = translations.read_text(encoding="utf-8").splitlines()
     assert len(lines) == len(reference.read_text(encoding="utf-8").splitlines())
     words = {word for _, french in pairs(3000) for word in french.split()}
@@ -205,12 +206,10 @@ def test_the_plain_trainer_lists_all_sets() -> None:
     )
     said = done.stdout.decode()
     assert done.returncode == 0, said[-2000:]
-    names = [f"{layers}l_{hidden}h" for layers in (2, 6, 8) for hidden in (128, 256, 512, 1024, 2048)]
-    words = said.split()
-    listed = [word.strip("*") for word in words]
-    for name in names:
-        assert any(name in word for word in listed), name
-    assert "transformer_budgeted" in said.replace("\n", " ")
+    sizes = [f"{layers}l_{hidden}h" for layers in (2, 6, 8) for hidden in (128, 256, 512, 1024, 2048)]
+    words = set(said.split())
+    assert {f"transformer_enfr_{size}{suffix}" for size in sizes for suffix in ("", "_tpu")} <= words
+    assert {"transformer_budgeted", "translate_enfr_wmt14", "translate_enfr_pairs"} <= words
 
 
 def test_the_plain_trainer_trains(data: Path, tmp_path: Path) -> None:
