@@ -53,7 +53,7 @@ def batches():
     return tf.data.Dataset.from_tensors((batch, tf.zeros([3]))).repeat()
 
 
-def run(folder, hparams="", save_every=10, hooks=(), max_steps=None, listeners=()):
+def run(folder, hparams="", save_every=10, hooks=(), max_steps=2000, listeners=()):
     """Train in `folder` by an Estimator, as T2T's trainer does with the hooks of a model. Gives the hook."""
     config = tf.estimator.RunConfig(
         str(folder), save_checkpoints_steps=save_every, log_step_count_steps=5, keep_checkpoint_max=100
