@@ -30,7 +30,7 @@ class Counters:
         session.run(self._assign, {self._new: [values[name] for name in NAMES]})
 
 
-def in_checkpoint(path: str) -> dict:
+def in_checkpoint(path: str) -> dict | None:
     """The counters of a checkpoint, with its updates; None where it has none, as those of other models."""
     reader = tf.train.load_checkpoint(path)
     if not reader.has_tensor(NAME):
@@ -40,6 +40,6 @@ def in_checkpoint(path: str) -> dict:
     return values
 
 
-def latest(model_dir: str) -> str:
+def latest(model_dir: str) -> str | None:
     """The latest checkpoint of the folder, or None."""
     return tf.train.latest_checkpoint(os.path.expanduser(model_dir))

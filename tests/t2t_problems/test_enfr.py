@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+from shards import decoded, generate
 
 from t2t_problems import tensorflow_two
 
 tensorflow_two.behave_as_one()
 
-import tensorflow.compat.v1 as tf  # noqa: E402
-from tensor2tensor.data_generators import generator_utils, problem, text_encoder  # noqa: E402
+from tensor2tensor.data_generators import generator_utils, problem  # noqa: E402
 from tensor2tensor.utils import registry  # noqa: E402
 
 from t2t_problems import enfr as plugin  # noqa: E402
@@ -79,27 +79,6 @@ def make_archives(folder: Path) -> dict[str, list[tuple[str, str]]]:
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     return made
-
-
-def generate(name: str, data: Path, tmp: Path) -> None:
-    registry.problem(name).generate_data(str(data), str(tmp))
-
-
-def decoded(name: str, data: Path, split: str) -> list[tuple[str, str]]:
-    """The pairs in the shards that training would read, put into words by T2T's own encoder."""
-    enfr = registry.problem(name)
-    encoders = enfr.feature_encoders(str(data))
-    found = []
-    for path in sorted(tf.gfile.Glob(enfr.filepattern(str(data), split))):
-        for record in tf.io.tf_record_iterator(path):
-            example = tf.train.Example.FromString(record)
-            pair = []
-            for feature in ("inputs", "targets"):
-                ids = list(example.features.feature[feature].int64_list.value)
-                assert ids[-1] == text_encoder.EOS_ID
-                pair.append(encoders[feature].decode(ids[:-1]))
-            found.append(tuple(pair))
-    return found
 
 
 def refusal(capsys, name: str, data: Path, split: str = TRAIN) -> str:

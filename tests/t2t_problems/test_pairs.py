@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shards import decoded, generate
 
 from t2t_problems import tensorflow_two
 
 tensorflow_two.behave_as_one()
 
 import tensorflow.compat.v1 as tf  # noqa: E402
-from tensor2tensor.data_generators import problem, text_encoder  # noqa: E402
+from tensor2tensor.data_generators import problem  # noqa: E402
 from tensor2tensor.utils import registry  # noqa: E402
 
 from t2t_problems import pairs as plugin  # noqa: E402
@@ -41,27 +42,6 @@ def put(folder: Path, name: str, pairs: list[tuple[str, str]], end: str = "\n") 
         return
     for side, ending in enumerate(("en", "fr")):
         (folder / f"{name}.{ending}").write_bytes("".join(pair[side] + end for pair in pairs).encode("utf-8"))
-
-
-def generate(name: str, data: Path, tmp: Path) -> None:
-    registry.problem(name).generate_data(str(data), str(tmp))
-
-
-def decoded(name: str, data: Path, split: str) -> list[tuple[str, str]]:
-    """The pairs in the shards that training would read, put into words by T2T's own encoder."""
-    enfr = registry.problem(name)
-    encoders = enfr.feature_encoders(str(data))
-    found = []
-    for path in sorted(tf.gfile.Glob(enfr.filepattern(str(data), split))):
-        for record in tf.io.tf_record_iterator(path):
-            example = tf.train.Example.FromString(record)
-            pair = []
-            for feature in ("inputs", "targets"):
-                ids = list(example.features.feature[feature].int64_list.value)
-                assert ids[-1] == text_encoder.EOS_ID
-                pair.append(encoders[feature].decode(ids[:-1]))
-            found.append(tuple(pair))
-    return found
 
 
 def sentence_of_the_end(capsys, name: str, data: Path, tmp: Path) -> str:
