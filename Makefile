@@ -17,6 +17,10 @@ PYTHON37 ?= $(shell for python in "$$(command -v python3.7)" "$$HOME"/.pyenv/ver
 TF1 := .venv-t2t-tf1
 TF1_STAMP := $(TF1)/.made-for-these-pins
 
+XLA := .venv-xla
+XLA_STAMP := $(XLA)/.made-for-these-pins
+XLA_PIP := $(XLA)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/xla.txt
+
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.made-for-these-pins
 
@@ -31,7 +35,7 @@ export PYTHONUNBUFFERED := 1
 export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
 export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
 
-.PHONY: help env env-t2t env-t2t-tf1 env-peers demo demo-mt test test-t2t test-t2t-tf1 lint bench clean
+.PHONY: help env env-t2t env-t2t-tf1 env-xla env-peers demo demo-mt test test-t2t test-t2t-tf1 test-xla lint bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -77,13 +81,29 @@ $(TF1_STAMP): constraints/t2t-tf1.txt setup.py
 		--no-build-isolation --editable '.[t2t]' tensorflow pytest hypothesis
 	touch $@
 
+env-xla: $(XLA_STAMP)  ## the environment for fairseq on torch-xla, in .venv-xla
+
+# torch 2.9.0 is the newest that torch-xla pairs with. On PyPI it is a CUDA build of several GB; an index of CPU builds, in PIP_FLAGS, is enough.
+$(XLA_STAMP): constraints/xla.txt setup.py
+	@echo "making $(XLA) (several minutes, and several GB) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "error: the pins are for Python 3.11; give one: make env-xla PYTHON=/path/to/python3.11" >&2; exit 1; }
+	rm -rf $(XLA)
+	$(PYTHON) -m venv $(XLA)
+	$(XLA_PIP) pip setuptools wheel
+	$(XLA_PIP) torch torch-xla numpy Cython ninja
+# Not from the cache: a build for .venv is one for another torch.
+	$(XLA_PIP) --no-build-isolation --no-cache-dir fairseq-fixed
+	$(XLA_PIP) --no-build-isolation --editable '.[fairseq,xla]' pytest hypothesis
+	touch $@
+
 demo: $(STAMP)  ## the whole study on two cores: BUDGET=10m gives each size longer, OUT=runs/demo
 	$(BIN)/python user_dir_examples/pocket/demo.py --budget $(BUDGET) --out $(OUT) $(DEMO_FLAGS)
 
 demo-mt: $(STAMP) $(T2T_STAMP)  ## English to French in Tensor2Tensor, several sizes: MT_BUDGET=5m gives each longer
 	$(BIN)/python user_dir_examples/pocket_mt/demo.py --budget $(MT_BUDGET) --out $(MT_OUT) --t2t $(T2T)/bin/python $(DEMO_FLAGS)
 
-test: $(STAMP) lint test-t2t $(if $(PYTHON37),test-t2t-tf1)  ## lint, types and every test, those of TensorFlow 1 where there is a Python 3.7
+test: $(STAMP) lint test-t2t test-xla $(if $(PYTHON37),test-t2t-tf1)  ## lint, types and every test, those of TensorFlow 1 where there is a Python 3.7
 	$(BIN)/python -m pytest
 
 test-t2t: $(T2T_STAMP)  ## the tests of the Tensor2Tensor plugin
@@ -91,6 +111,9 @@ test-t2t: $(T2T_STAMP)  ## the tests of the Tensor2Tensor plugin
 
 test-t2t-tf1: $(TF1_STAMP)  ## the same on TensorFlow 1.15
 	$(TF1)/bin/python -m pytest tests/t2t_problems
+
+test-xla: $(XLA_STAMP)  ## the tests of fairseq on torch-xla, on its CPU device
+	$(XLA)/bin/python -m pytest tests/xla
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check
@@ -118,4 +141,4 @@ bench: $(STAMP) $(PEERS_STAMP) $(T2T_STAMP)  ## speed and size beside other libr
 	PYTHONPATH=.:user_dir_examples/pocket $(BIN)/python bench/rate.py --demo $(OUT) --model runs/downloads/minilm.safetensors
 
 clean:  ## remove the environment and what runs left
-	rm -rf $(VENV) $(T2T) $(TF1) $(PEERS) runs build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(T2T) $(TF1) $(XLA) $(PEERS) runs build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache

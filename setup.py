@@ -29,6 +29,8 @@ setup(
         ],
         # Beside it tensorflow (1.15, for Python 3.7) or tensorflow or tensorflow-cpu (2.12, for Python 3.11).
         "t2t": ["tensor2tensor==1.15.7", "sacrebleu", "sacremoses"],
+        # Beside the extra fairseq, and with torch==2.9.0; on a TPU VM torch-xla[tpu], which brings libtpu.
+        "xla": ["torch-xla==2.9.0", "psutil"],
         # The packed file, and running it.
         "pack": ["torch>=2.6", "safetensors", "zstandard", "tokenizers"],
         "hf": ["transformers>=5", "safetensors", "tokenizers", "onnx", "onnxscript", "onnxruntime"],

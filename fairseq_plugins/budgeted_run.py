@@ -101,6 +101,9 @@ class BudgetedRun:
         self._told = end
         return {"budget_used": used, "budget_flops": flops, "budget_terminated": float(self._terminated)}
 
+    def remember(self, logging_output: Mapping[str, Any]) -> None:
+        """What one micro-batch has logged; `end_update` is told of it anyway."""
+
     def end_update(self, logging_outputs: Sequence[Mapping[str, Any]]) -> None:
         """The optimizer step is done; `logging_outputs` are summed over all workers, so all come to the same decision.
 

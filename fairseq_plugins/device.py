@@ -1,4 +1,5 @@
-"""How to mark a moment on the device that a run trains on, for `train_large.budget.TrainClock`."""
+"""The device that a run trains on: how to mark a moment on it, for `train_large.budget.TrainClock`, and what a lazy one
+(XLA) must be told."""
 
 from __future__ import annotations
 
@@ -23,24 +24,56 @@ class CudaTimer:
         return start.elapsed_time(end) / 1000  # milliseconds
 
 
-class XlaTimer(HostTimer):
-    """Marks from the host; before two are compared the device is waited for, and what it still had to do counts.
-
-    Untested on a TPU.
-    """
-
-    def between(self, start: float, end: float) -> float:
-        import torch_xla.core.xla_model as xm
-
-        before = self.mark()
-        xm.wait_device_ops()
-        return super().between(start, end) + (self.mark() - before)
-
-
 def timer_for(root: DictConfig) -> Any:
     """The timer for the device that `fairseq.trainer.Trainer` chooses (fairseq/trainer.py:59, 0.12.3.1)."""
-    if root.common.tpu:
-        return XlaTimer()
     if torch.cuda.is_available() and not root.common.cpu:
         return CudaTimer()
     return HostTimer()
+
+
+def is_lazy(device: torch.device) -> bool:
+    """Whether `device` only notes what is to be computed, and computes it when it is told to, or asked for a result."""
+    return device.type == "xla"
+
+
+def compute(device: torch.device) -> None:
+    """Let a lazy device begin with what has been noted so far, and do not wait for it."""
+    if is_lazy(device):
+        import torch_xla
+
+        torch_xla.sync()
+
+
+class XlaDevice:
+    """What `ExecutionClock` asks of torch-xla's device."""
+
+    # torch-xla's own record of every execution, kept when the device says that it is done; the second is SPMD's.
+    METRICS = ("ExecuteTime", "ExecuteReplicatedTime")
+
+    def __init__(self) -> None:
+        self._seen = dict.fromkeys(self.METRICS, 0)
+
+    def wait(self) -> None:
+        """Let the device finish all that it has been told."""
+        import torch_xla
+        import torch_xla.core.xla_model as xm
+
+        torch_xla.sync()
+        xm.wait_device_ops()
+
+    def executions(self) -> list[tuple[float, float]]:
+        """Start and end, in seconds since the epoch, of the executions that have ended since this was last asked.
+
+        Does not wait for anything. The record goes back 1,024 executions.
+        """
+        import torch_xla.debug.metrics as met
+
+        spans = []
+        for name in self.METRICS:
+            data = met.metric_data(name)
+            if data is None:
+                continue
+            count, _, samples = data
+            new, self._seen[name] = count - self._seen[name], count
+            spans += [(end - nanoseconds / 1e9, end) for end, nanoseconds in samples[len(samples) - new :] if new]
+        return spans

@@ -22,9 +22,11 @@ from fairseq import checkpoint_utils
 from fairseq.data.iterators import BackgroundConsumer
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 
 from fairseq_plugins import budgeted_run
+from fairseq_plugins.lazy_run import LazyRun
 from fairseq_plugins.loading import check_before_loading
 from fairseq_plugins.run import fail
 
@@ -164,6 +166,37 @@ def announce_saving() -> None:
     checkpoint_utils.save_checkpoint = save_checkpoint
 
 
+def announce_updates_of_a_lazy_device() -> None:
+    """Tell the budget of every update on an XLA device, and fairseq's log of those that it leaves out.
+
+    Listens at `Trainer._check_xla_compilation`, which ends an update there, and at `_reduce_and_log_stats`
+    (fairseq/trainer.py:1090 and 1521, 0.12.3.1), which that device comes to once every --log-interval updates, with the
+    statistics of one of them.
+    """
+    check, upstream = Trainer._check_xla_compilation, Trainer._reduce_and_log_stats
+
+    @functools.wraps(check)
+    def check_xla_compilation(self: Trainer) -> None:
+        check(self)
+        if isinstance(budgeted_run.current, LazyRun):
+            budgeted_run.current.issued()
+
+    @functools.wraps(upstream)
+    def reduce_and_log_stats(
+        self: Trainer, logging_outputs: object, sample_size: object, grad_norm: object = None
+    ) -> object:
+        run = budgeted_run.current
+        if isinstance(run, LazyRun) and grad_norm is not None:
+            *earlier, logging_outputs = run.updates_to_log()
+            for update in earlier:
+                upstream(self, update, sample_size)
+            metrics.log_speed("ups", float(len(earlier)), priority=100, round=2)
+        return upstream(self, logging_outputs, sample_size, grad_norm)
+
+    Trainer._check_xla_compilation = check_xla_compilation
+    Trainer._reduce_and_log_stats = reduce_and_log_stats
+
+
 def end_data_threads() -> None:
     """Let a run that stops in the middle of an epoch end with its own exit status.
 
@@ -216,3 +249,4 @@ validate_no_more_than_asked()
 announce_validation()
 announce_loading()
 announce_saving()
+announce_updates_of_a_lazy_device()

@@ -10,6 +10,8 @@ from fairseq.dataclass.constants import ChoiceEnum
 
 from fairseq_plugins import budgeted_run
 from fairseq_plugins.budgeted_run import BudgetedRun
+from fairseq_plugins.lazy_run import LazyRun
+from fairseq_plugins.run import root_config
 from train_large.budget import CLOCKS
 
 
@@ -49,7 +51,9 @@ class Budgeted:
     @classmethod
     def build_criterion(cls, cfg: Any, task: Any) -> Any:
         criterion = super().build_criterion(cfg, task)  # type: ignore[misc]
-        criterion.run = budgeted_run.current = BudgetedRun(cfg, cls.loss_name)
+        root = root_config(cfg)
+        kind = LazyRun if root is not None and root.common.tpu else BudgetedRun
+        criterion.run = budgeted_run.current = kind(cfg, cls.loss_name)
         return criterion
 
     @abstractmethod
@@ -70,6 +74,8 @@ class Budgeted:
         stamp = self.run.stamp(self.flops(sample)) if self.training and self.run.has_begun else {}  # type: ignore[attr-defined]
         loss, sample_size, logging_output = super().forward(model, sample, reduce)  # type: ignore[misc]
         logging_output.update(stamp)
+        if stamp:
+            self.run.remember(logging_output)  # type: ignore[attr-defined]
         return loss, sample_size, logging_output
 
     @classmethod

@@ -33,6 +33,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from fairseq_plugins.device import compute, is_lazy
 from fairseq_plugins.run import (
     do_not_train,
     fail,
@@ -305,8 +306,19 @@ class Ladder(FairseqTask):
 
     # -- weights --
 
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The weights to look at: on a lazy device a copy, since sorting and counting there means compiling."""
+        weights = dict(_inner(self._model).named_parameters())
+        if not is_lazy(self._device()):
+            return weights
+        compute(self._device())
+        return _on_cpu({name: weight.detach() for name, weight in weights.items()})
+
     def _prunable(self) -> dict[str, Tensor]:
-        return prunable(dict(_inner(self._model).named_parameters()), self.cfg.prune_head)
+        return prunable(self._weights(), self.cfg.prune_head)
 
     def _structured(self) -> bool:
         return self.cfg.prune_structure != "weights"
@@ -317,7 +329,7 @@ class Ladder(FairseqTask):
             return []
         model = _inner(self._model)
         heads = {name: module.num_heads for name, module in model.named_modules() if hasattr(module, "num_heads")}
-        return blocks(dict(model.named_parameters()), heads, str(self.cfg.prune_structure))
+        return blocks(self._weights(), heads, str(self.cfg.prune_structure))
 
     def _zeros(self) -> tuple[int, int]:
         """How many of the weights that may go are gone, and how many there are."""
@@ -369,6 +381,7 @@ class Ladder(FairseqTask):
         self._masked = []
         for name, gone in pruned.items():
             weight = weights[name]
+            gone = gone.to(weight.device)
             for tensor in (weight.data, *([masters[weight]] if weight in masters else [])):
                 tensor.masked_fill_(gone, 0)
                 kept = ~gone
@@ -390,6 +403,7 @@ class Ladder(FairseqTask):
     def _measure(self) -> float:
         """The score of the model as it is on the first of --valid-subset, the same on every worker."""
         model, criterion = self._model, self._criterion
+        compute(self._device())  # an update in hand is not part of what is measured
         was_training = model.training, criterion.training
         model.eval()
         criterion.eval()  # this stops the clock of a budget, too
@@ -436,7 +450,10 @@ class Ladder(FairseqTask):
         )
         # fairseq's own validation stops after one batch more than it is told to (fairseq_cli/train.py:497).
         stop = data.max_valid_steps + 1 if data.max_valid_steps is not None else None
-        for batch in itertools.islice(epoch_batches.next_epoch_itr(shuffle=False, set_dataset_epoch=False), stop):
+        batches = epoch_batches.next_epoch_itr(shuffle=False, set_dataset_epoch=False)
+        if self.root.common.tpu:
+            batches = utils.tpu_data_loader(batches)
+        for batch in itertools.islice(batches, stop):
             yield (batch, False) if batch else (epoch_batches.first_batch, True)
 
     def _valid_log(self, batch: Any, is_stand_in: bool) -> dict[str, Any]:
@@ -447,6 +464,7 @@ class Ladder(FairseqTask):
             return tensor.to(like.device, like.dtype if tensor.dtype == torch.float32 else tensor.dtype)
 
         _, _, log = self.valid_step(utils.apply_to_sample(to_model, batch), self._model, self._criterion)
+        compute(like.device)
         if is_stand_in:
             return {name: value * 0 for name, value in log.items() if _is_number(value)}
         return log
