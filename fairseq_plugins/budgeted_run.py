@@ -162,8 +162,16 @@ class BudgetedRun:
 
     # -- what the patches tell --
 
-    def loaded(self) -> None:
-        """The checkpoint, if there was one, has been loaded."""
+    def loaded(self, saved: Mapping[str, Any]) -> None:
+        """The checkpoint, if there was one, has been loaded; `saved` has the meters of the run that goes on from it.
+
+        fairseq does not restore them from a checkpoint of the end of an epoch (fairseq/trainer.py:645, 0.12.3.1), and
+        the budget would begin anew.
+        """
+        own = {_METER.format(name) for name in runlog.COUNTERS}
+        for _, key, _, state in saved.get("default", []):
+            if key in own:
+                _put(key, state["val"])
         self._prepare()
         if self.budget.is_over(self._agreed):
             logger.info(
@@ -294,18 +302,15 @@ class BudgetedRun:
         if not self.has_begun:
             return
         self._read_clocks()
-        meters = metrics.get_meters("default")
         for name, value in self.counters.items():
-            key = _METER.format(name)
-            if key not in meters:
-                meters.add_meter(key, AverageMeter(), 10_000)
-            meters[key].update(value, 0)
+            _put(_METER.format(name), value)
 
     def _log_training(self) -> None:
         count = float(self._loss_count)
         if count:
-            lr = metrics.get_meter("default", "lr")
-            self._log("train", loss=float(self._loss_sum) / count, lr=lr.val if lr is not None else None)
+            # Not `get_meter`: after a resume that gives what was restored, and fairseq logs to others.
+            lr = next((meters["lr"].val for meters in metrics.get_active_aggregators() if "lr" in meters), None)
+            self._log("train", loss=float(self._loss_sum) / count, lr=lr)
         self._loss_sum = self._loss_count = 0.0
 
     def _log(self, kind: str, **fields: Any) -> None:
@@ -367,6 +372,14 @@ class BudgetedRun:
             "workers": self.root.distributed_training.distributed_world_size,
             "threads": torch.get_num_threads(),
         }
+
+
+def _put(key: str, value: float) -> None:
+    """Set one of the meters that are saved with the run."""
+    meters = metrics.get_meters("default")
+    if key not in meters:
+        meters.add_meter(key, AverageMeter(), 10_000)
+    meters[key].update(value, 0)
 
 
 def _die_of_sigterm() -> None:

@@ -119,7 +119,9 @@ def announce_loading() -> None:
             check_before_loading(Path(path), trainer.get_model(), trainer.task)
         loaded = upstream(cfg, trainer, **kwargs)
         if budgeted_run.current is not None:
-            budgeted_run.current.loaded()
+            extra_state, _ = loaded
+            goes_on = extra_state is not None and not cfg.reset_meters and path != cfg.finetune_from_model
+            budgeted_run.current.loaded(extra_state.get("metrics", {}) if goes_on else {})
         return loaded
 
     checkpoint_utils.load_checkpoint = load_checkpoint
@@ -170,7 +172,7 @@ def announce_updates_of_a_lazy_device() -> None:
     """Tell the budget of every update on an XLA device, and fairseq's log of those that it leaves out.
 
     Listens at `Trainer._check_xla_compilation`, which ends an update there, and at `_reduce_and_log_stats`
-    (fairseq/trainer.py:1090 and 1521, 0.12.3.1), which that device comes to once every --log-interval updates, with the
+    (fairseq/trainer.py:1565 and 1521, 0.12.3.1), which that device comes to once every --log-interval updates, with the
     statistics of one of them.
     """
     check, upstream = Trainer._check_xla_compilation, Trainer._reduce_and_log_stats

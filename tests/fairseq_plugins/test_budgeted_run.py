@@ -216,12 +216,27 @@ def test_a_run_goes_on_where_its_checkpoint_was_and_is_charged_once(text, tmp_pa
     assert (lines[-1]["updates"], lines[-1]["train_seconds"], lines[-1]["reason"]) == (20, 20, "budget")
     assert lines[-1]["flops"] == whole[-1]["flops"]
     # The same data, rates and random numbers: the same losses.
-    assert [line["loss"] for line in of_kind(lines, "train")] == pytest.approx(
-        [line["loss"] for line in of_kind(whole, "train")]
-    )
+    for name in ("lr", "loss"):
+        assert [line[name] for line in of_kind(lines, "train")] == pytest.approx(
+            [line[name] for line in of_kind(whole, "train")]
+        )
     # Once more: there is nothing left.
     lines = run(text, *flags, save_dir=tmp_path / "parts")
     assert lines[-1]["updates"] == 20
+
+
+def test_a_run_goes_on_from_the_end_of_an_epoch_with_what_is_left(text, tmp_path, clock):
+    flags = [*MLM, "--budget", "200s"]
+    before = run(text, *flags, "--max-epoch", "1", save_dir=tmp_path)[-1]
+    assert 0 < before["updates"] < 200
+    lines = run(text, *flags, save_dir=tmp_path)
+    resume = of_kind(lines, "resume")[0]
+    for name in ("updates", "train_seconds", "tokens", "flops"):
+        assert resume[name] == before[name]
+    assert (lines[-1]["updates"], lines[-1]["train_seconds"], lines[-1]["reason"]) == (200, 200, "budget")
+    # --reset-meters asks for a new one.
+    lines = run(text, *flags, "--max-epoch", "3", "--reset-meters", save_dir=tmp_path)
+    assert of_kind(lines, "start")[-1]["updates"] == 0
 
 
 def test_finetuning_begins_with_a_fresh_budget(text, tmp_path, clock):
