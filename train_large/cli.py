@@ -120,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--user-dir", type=Path, default=Path("fairseq_plugins"), help="this project's plugin")
     sub.add_argument("--force", action="store_true", help="time again what the table has already")
     sub.add_argument("--max-micro-batch", type=int, help="try no more sequences at a time than these")
+    sub.add_argument(
+        "--device",
+        choices=("torch", "xla"),
+        default="torch",
+        help="torch: fairseq-train, on a GPU or, with -- --cpu, the CPU; xla: python -m xla.pretrain, on a TPU",
+    )
     sub.epilog = "Flags behind -- are passed on to fairseq-train: train-large time-steps ... -- --fp16"
 
     sub = command(
@@ -276,6 +282,7 @@ def _time_steps(options: argparse.Namespace) -> None:
         max_micro_batch=options.max_micro_batch,
         user_dir=options.user_dir,
         force=options.force,
+        device=options.device,
     )
 
 

@@ -41,10 +41,14 @@ TRIAL_UPDATES = 3  # enough to see whether a micro-batch fits: after the first, 
 MEMORY_SHARE = 0.8
 POLL_SECONDS = 0.2  # looking more often would slow down what is measured
 
-# CUDA; fairseq, which catches that and goes on (fairseq/trainer.py:862, 0.12.3.1); torch on a CPU; Linux; Python.
+# CUDA; fairseq, which catches that and goes on (fairseq/trainer.py:862, 0.12.3.1); torch on a CPU; Linux; Python; XLA.
 OUT_OF_MEMORY = re.compile(
-    r"out of memory|recover from OOM|can't allocate memory|Cannot allocate memory|MemoryError", re.IGNORECASE
+    r"out of memory|recover from OOM|can't allocate memory|Cannot allocate memory|MemoryError|RESOURCE_EXHAUSTED",
+    re.IGNORECASE,
 )
+
+# What trains: fairseq-train itself, or this project's launcher of it on torch-xla.
+TRAINERS = {"torch": "fairseq_cli.train", "xla": "xla.pretrain"}
 
 
 @dataclass(frozen=True)
@@ -107,18 +111,21 @@ def settled_at(
     return patience if len(durations) >= patience else None
 
 
-def fitting_micro_batches(batch: int, fits: Callable[[int], bool], limit: int | None = None) -> list[int]:
+def fitting_micro_batches(
+    batch: int, fits: Callable[[int], bool], limit: int | None = None, multiple: int = 1
+) -> list[int]:
     """The micro-batches that were seen to fit, ascending, the last being the largest that does; empty if none fits.
 
-    Candidates are the divisors of `batch` up to `limit`, so that every update has exactly `batch` sequences. The search
+    Candidates are the divisors of `batch` up to `limit` that are a `multiple` of something (the devices that share a
+    micro-batch), so that every update has exactly `batch` sequences. The search
     doubles (as nearly as the divisors allow) up to the first that does not fit, and then halves what lies between.
     """
-    divisors = [d for d in range(1, min(batch, limit or batch) + 1) if batch % d == 0]
+    divisors = [d for d in range(1, min(batch, limit or batch) + 1) if batch % d == 0 and d % multiple == 0]
     seen: list[int] = []
     low, high = -1, len(divisors)  # positions of the largest that fits and of the smallest that does not
     while low + 1 < high:
         if high == len(divisors):
-            doubled = 2 * divisors[low] if low >= 0 else 1
+            doubled = 2 * divisors[low] if low >= 0 else multiple
             within = [i for i in range(low + 1, high) if divisors[i] <= doubled]
             trying = within[-1] if within else low + 1
         else:
@@ -144,15 +151,18 @@ def time_steps(
     extra: Sequence[str] = (),
     max_micro_batch: int | None = None,
     force: bool = False,
+    device: str = "torch",
     say: Callable[[str], object] = print,
     run: Runner | None = None,
 ) -> list[StepTime]:
     """Time `updates` updates of `batch` sequences of `length` tokens for each of `sizes`; their rows, in order.
 
     `data` is a folder made by fairseq-preprocess; `user_dir` is fairseq_plugins; `extra` are flags for fairseq-train
-    (`--fp16`, `--cpu`, `--dropout 0`). `memory_limit` is in bytes of resident memory, for every size alike (default: 80
-    % of what is available now); on a GPU its own memory is the limit. Each row is added to the table `out` as soon as
-    it is measured, and what the table holds already is not measured again unless `force`.
+    (`--fp16`, `--cpu`, `--dropout 0`). `device` is torch (fairseq-train itself) or xla (`python -m xla.pretrain`, on
+    the device that PJRT_DEVICE names; all its devices share a micro-batch). `memory_limit` is in bytes of resident
+    memory, for every size alike (default: 80 % of what is available now); on a GPU or a TPU its own memory is the
+    limit. Each row is added to the table `out` as soon as it is measured, and what the table holds already is not
+    measured again unless `force`.
 
     Raises UserError if the data, the flags or the table are unusable, if a size does not fit with one sequence at a
     time, or if the table is of another machine.
@@ -169,7 +179,9 @@ def time_steps(
         raise UserError(f"{user_dir}: no such folder; give the folder fairseq_plugins as --user-dir.")
     table = read_step_times(out) if out.exists() else []
     _check_writable(out)
-    where = _machine("--cpu" in extra)
+    where = _machine("cpu" if device == "torch" and "--cpu" in extra else device, user_dir)
+    if batch % where["devices"]:
+        raise UserError(f"--batch {batch} does not divide by the {where['devices']} devices that share it.")
     for row in table:
         if (row.machine, row.device) != (where["machine"], where["device"]):
             raise UserError(
@@ -179,7 +191,7 @@ def time_steps(
 
     if run is None:
         limit = memory_limit if memory_limit is not None else int(MEMORY_SHARE * _available_memory())
-        run = FairseqTrain(data, user_dir, length, limit, tuple(extra), where["gpu_memory_bytes"])
+        run = FairseqTrain(data, user_dir, length, limit, tuple(extra), where["own_memory"], device)
     results = []
     for size in sizes:
         blank = StepTime(
@@ -194,7 +206,7 @@ def time_steps(
             say(f"{size.name}: {known[0].seconds_per_update:.4g} s per update, from {out}")
             results.append(known[0])
             continue
-        row = _time_size(size, blank, updates, max_micro_batch, run, say)
+        row = _time_size(size, blank, updates, max_micro_batch, where["devices"], run, say)
         table = [other for other in table if _key(other) != _key(row)] + [row]
         _write(out, table)
         results.append(row)
@@ -202,9 +214,15 @@ def time_steps(
 
 
 def _time_size(
-    size: Size, blank: StepTime, updates: int, limit: int | None, run: Runner, say: Callable[[str], object]
+    size: Size,
+    blank: StepTime,
+    updates: int,
+    limit: int | None,
+    devices: int,
+    run: Runner,
+    say: Callable[[str], object],
 ) -> StepTime:
-    """The row of one size, `blank` filled in."""
+    """The row of one size, `blank` filled in; `devices` share a micro-batch."""
 
     def fits(micro_batch: int) -> bool:
         # Two micro-batches, if there are two: the gradients of the first stay while the second goes through the model.
@@ -218,7 +236,7 @@ def _time_size(
         settled = settled_at(durations)
         return settled is not None and len(durations) >= settled + updates
 
-    for micro_batch in reversed(fitting_micro_batches(blank.batch, fits, limit)):
+    for micro_batch in reversed(fitting_micro_batches(blank.batch, fits, limit, devices)):
         update_freq = blank.batch // micro_batch
         trial = run(size, micro_batch, update_freq, PATIENCE + updates, enough)
         if not trial.fits:  # the search saw only a few updates
@@ -257,7 +275,8 @@ class FairseqTrain:
     length: int
     memory_limit: int  # bytes of resident memory
     extra: tuple[str, ...] = ()
-    gpu_memory_bytes: int | None = None
+    own_memory: bool = False  # the device has memory of its own, a GPU or a TPU
+    device: str = "torch"
 
     def command(self, size: Size, micro_batch: int, update_freq: int, max_updates: int, save_dir: str) -> list[str]:
         """The learning rate changes no time; it is small so that nothing runs to infinity on the way."""
@@ -268,7 +287,7 @@ class FairseqTrain:
             --required-batch-size-multiple 1 --update-freq {update_freq} --max-update {max_updates}
             --optimizer adam --lr 1e-5 --no-save --disable-validation --log-format json --log-interval 1
         """.split()
-        start = [sys.executable, "-m", "fairseq_cli.train", str(self.data), "--user-dir", str(self.user_dir)]
+        start = [sys.executable, "-m", TRAINERS[self.device], str(self.data), "--user-dir", str(self.user_dir)]
         return start + flags + ["--save-dir", save_dir, *self.extra]
 
     def __call__(
@@ -286,7 +305,9 @@ class FairseqTrain:
             # Twice as many as asked: the last update of an epoch may be a smaller one, which is left out.
             command = self.command(size, micro_batch, update_freq, 2 * max_updates, folder)
             with open(output, "wb") as stream:
-                process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
+                process = subprocess.Popen(
+                    command, stdout=stream, stderr=stream, start_new_session=True, env=_environment(self.user_dir)
+                )
             peak, fits = 0, True
             durations: tuple[float, ...] = ()
             try:
@@ -307,9 +328,8 @@ class FairseqTrain:
                 _kill(process)
         if fits and not enough(durations):
             raise UserError(self._why(size, process.returncode, printed, len(durations)))
-        gpu_free = [float(gigabytes) for gigabytes in re.findall(r'"gb_free": "?([0-9.]+)', printed)]
-        if self.gpu_memory_bytes is not None and gpu_free:
-            peak = self.gpu_memory_bytes - int(min(gpu_free) * 2**30)
+        if self.own_memory:
+            peak = _device_memory(printed) or peak
         return Trial(durations, peak, fits)
 
     def _why(self, size: Size, status: int, printed: str, whole_updates: int) -> str:
@@ -380,24 +400,57 @@ def _vocabulary(data: Path) -> int:
     return words + 5
 
 
+def _environment(user_dir: Path) -> dict[str, str]:
+    """Where `xla` can be imported: it lies beside fairseq_plugins."""
+    paths = [str(user_dir.resolve().parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _device_memory(printed: str) -> int | None:
+    """The most of a device's own memory that was in use, in bytes, by what fairseq printed of it.
+
+    Of a GPU it prints only what was free at least (fairseq/trainer.py:1104, 0.12.3.1), of an XLA device both.
+    """
+    free = [float(gigabytes) for gigabytes in re.findall(r'"gb_free": "?([0-9.]+)', printed)]
+    total = re.findall(r'"gb_total": "?([0-9.]+)', printed) or re.findall(r"total memory = ([0-9.]+) +GB", printed)
+    return int((float(total[-1]) - min(free)) * 2**30) if free and total else None
+
+
 _PROBE = """
 import json, sys, torch
-gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() and "--cpu" not in sys.argv else None
-print(json.dumps({
-"torch": torch.__version__,
-"threads": torch.get_num_threads(),
-"device": gpu.name if gpu else "cpu",
-"gpu_memory_bytes": gpu.total_memory if gpu else None,
-}))
+found = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+kind = sys.argv[1]
+if kind == "xla":
+    from train_large.errors import UserError
+    from xla import device
+    import torch_xla
+    try:
+        name = device.choose_device()
+        count = device.local_devices(name) * device.hosts(name)
+    except UserError as error:
+        sys.exit(str(error))
+    found["torch"] += f", torch_xla {torch_xla.__version__}"
+    found.update(device=f"XLA {device.kind(name)} x {count}", devices=count, own_memory=name != "CPU")
+else:
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() and kind != "cpu" else None
+    found.update(device=gpu or "cpu", devices=1, own_memory=gpu is not None)
+print(json.dumps(found))
 """
 
 
 @functools.lru_cache(maxsize=None)
-def _machine(cpu: bool) -> dict[str, Any]:
-    """What runs the updates: torch's version, device, machine. Asked of another process: the core imports no torch."""
-    probe = subprocess.run([sys.executable, "-c", _PROBE, *["--cpu"] * cpu], capture_output=True, text=True)
+def _machine(kind: str, user_dir: Path) -> dict[str, Any]:
+    """What runs the updates (torch, xla, or cpu): torch's version, device, machine.
+
+    Asked of another process: the core imports no torch.
+    """
+    probe = subprocess.run(
+        [sys.executable, "-c", _PROBE, kind], capture_output=True, text=True, env=_environment(user_dir)
+    )
     if probe.returncode:
         last = probe.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        if kind == "xla":
+            raise UserError(f"--device xla: {last[0]}")
         raise UserError(
             f"{sys.executable} cannot import torch ({last[0]}); install this package with its extra 'fairseq'."
         )

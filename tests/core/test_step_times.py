@@ -81,16 +81,17 @@ def test_settling_is_not_taken_back(durations):
 # -- the search --
 
 
-@given(st.integers(1, 400), st.integers(0, 500), st.none() | st.integers(1, 500))
-def test_the_search_finds_the_largest_divisor_that_fits(batch, room, limit):
+@given(st.integers(1, 400), st.integers(0, 500), st.none() | st.integers(1, 500), st.integers(1, 8))
+def test_the_search_finds_the_largest_divisor_that_fits(batch, room, limit, devices):
     tried = []
 
     def fits(micro_batch: int) -> bool:
         tried.append(micro_batch)
         return micro_batch <= room
 
-    found = fitting_micro_batches(batch, fits, limit)
-    expected = [d for d in range(1, batch + 1) if batch % d == 0 and d <= room and d <= (limit or d)]
+    found = fitting_micro_batches(batch, fits, limit, devices)
+    divisors = [d for d in range(1, batch + 1) if batch % d == 0 and d % devices == 0]
+    expected = [d for d in divisors if d <= room and d <= (limit or d)]
     assert found[-1:] == expected[-1:]
     assert set(found) <= set(expected)
     assert found == sorted(found)
@@ -102,6 +103,15 @@ def test_the_search_doubles_and_stops_at_the_first_that_fails():
     tried = []
     fitting_micro_batches(8192, lambda micro_batch: tried.append(micro_batch) or micro_batch < 40)
     assert tried == [1, 2, 4, 8, 16, 32, 64]
+
+
+def test_memory_of_a_device_is_read_off_what_fairseq_prints():
+    gpu = "rank   0: capabilities =  7.0  ; total memory = 15.782 GB ; name = V100\n"
+    steps = '{"gb_free": "9.5", "wall": "3"}\n{"gb_free": "8.5", "wall": "4"}\n'
+    assert step_times._device_memory(gpu + steps) == int((15.782 - 8.5) * 2**30)
+    tpu = '{"gb_free": "5.5", "gb_total": "15.7", "wall": "3"}\n{"gb_free": "6.5", "gb_total": "15.7", "wall": "4"}\n'
+    assert step_times._device_memory(tpu) == int((15.7 - 5.5) * 2**30)
+    assert step_times._device_memory("nothing of it") is None
 
 
 # -- the table, with a runner that computes instead of training --
