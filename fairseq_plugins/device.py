@@ -74,6 +74,6 @@ class XlaDevice:
             if data is None:
                 continue
             count, _, samples = data
-            new, self._seen[name] = count - self._seen[name], count
-            spans += [(end - nanoseconds / 1e9, end) for end, nanoseconds in samples[len(samples) - new :] if new]
+            new, self._seen[name] = min(count - self._seen[name], len(samples)), count
+            spans += [(end - nanoseconds / 1e9, end) for end, nanoseconds in samples[len(samples) - new :]]
         return spans

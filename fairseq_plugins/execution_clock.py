@@ -69,7 +69,7 @@ class ExecutionClock:
     def end_update(self) -> None:
         """The update has been issued."""
         self._ended = self._now()
-        self._charge()
+        self.look()
 
     def interrupt(self) -> None:
         """Something that is not training begins."""
@@ -80,11 +80,12 @@ class ExecutionClock:
     def catch_up(self) -> None:
         """Wait for the device, so that `seconds` has all updates that were issued."""
         self._device.wait()
-        self._charge()
+        self.look()
         if self._ended is not None:  # that wait was not for data
             self._ended = self._now()
 
-    def _charge(self) -> None:
+    def look(self) -> None:
+        """Charge what has been executed meanwhile, without waiting. The device's record of it does not go back far."""
         for span in self._device.executions():
             self._charged.add(*span)
 

@@ -6,6 +6,7 @@ micro-batch's are remembered here, on the device, and fetched when there is a lo
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ class LazyRun(BudgetedRun):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._in_update = False
-        self._remembered: list[list[Log]] = []  # for each update not logged yet, of each micro-batch
+        self._remembered: list[tuple[float, Log]] = []  # update and log of each micro-batch that fairseq has not logged
         self._counted = 0  # how many of them are in the counters
         self._reading = (0.0, 0.0, 0.0)  # updates, seconds used and seconds per update when the clock was read last
         self._next_reading = 0.0
@@ -41,14 +42,14 @@ class LazyRun(BudgetedRun):
     def begin_update(self) -> None:
         super().begin_update()
         self._in_update = True
-        self._remembered.append([])
 
     def stamp(self, flops: float) -> dict[str, float]:
+        self.clock.look()
         return {"budget_used": 0.0, "budget_flops": flops, "budget_terminated": 0.0}
 
     def remember(self, logging_output: Log) -> None:
         """What one micro-batch of the update in hand has logged."""
-        self._remembered[-1].append(logging_output)
+        self._remembered.append((self.counters["updates"], logging_output))
 
     def end_update(self, logging_outputs: Sequence[Log]) -> None:
         """fairseq reduces what it logs; the counters have it from `remember`."""
@@ -63,8 +64,8 @@ class LazyRun(BudgetedRun):
     def updates_to_log(self) -> list[list[Log]]:
         """What was remembered of every update since the last log, on the host and summed over workers."""
         self._count()
-        updates, self._remembered, self._counted = self._remembered, [], 0
-        return updates
+        remembered, self._remembered, self._counted = self._remembered, [], 0
+        return [[log for _, log in group] for _, group in itertools.groupby(remembered, key=lambda pair: pair[0])]
 
     def issued(self) -> None:
         """The update has been issued to the device."""
@@ -122,29 +123,28 @@ class LazyRun(BudgetedRun):
 
     def _count(self) -> None:
         """Fetch what was remembered and has not been counted, and count it."""
-        new = self._remembered[self._counted :]
-        if not new:
+        if self._counted == len(self._remembered):
             return
-        new = self._summed(utils.xla_device_to_cpu(new))
-        self._remembered[self._counted :] = new
+        updates, logs = zip(*self._remembered[self._counted :], strict=True)
+        logs = self._summed(utils.xla_device_to_cpu(list(logs)))
+        self._remembered[self._counted :] = zip(updates, logs, strict=True)
         self._counted = len(self._remembered)
-        for log in (log for update in new for log in update):
+        for log in logs:
             self.counters["tokens"] += float(log.get("ntokens", 0))
             self.counters["flops"] += float(log.get("budget_flops", 0))
             self._loss_sum += float(log.get(self.loss_name, 0))
             self._loss_count += float(log.get("ntokens" if self.loss_name == "nll_loss" else "sample_size", 0))
 
-    def _summed(self, updates: list[list[Log]]) -> list[list[Log]]:
+    def _summed(self, logs: list[Log]) -> list[Log]:
         """The numbers of each micro-batch, summed over fairseq's workers."""
         if self._world_size == 1:
-            return updates
-        names = sorted(updates[0][0])
-        numbers = [[[float(log[name]) for name in names] for log in update] for update in updates]
-        sizes = [len(update) for update in numbers]
-        flat = torch.tensor([log for update in numbers for log in update], dtype=torch.float64).to(self._device())
-        flat = distributed_utils.all_reduce(flat, group=distributed_utils.get_data_parallel_group()).cpu()
-        parts = torch.split(flat, sizes)
-        return [[dict(zip(names, log.tolist(), strict=True)) for log in part] for part in parts]
+            return logs
+        names = sorted(logs[0])
+        numbers = torch.tensor([[float(log[name]) for name in names] for log in logs], dtype=torch.float64)
+        numbers = distributed_utils.all_reduce(
+            numbers.to(self._device()), group=distributed_utils.get_data_parallel_group()
+        )
+        return [dict(zip(names, row, strict=True)) for row in numbers.tolist()]
 
     def _over_workers(self, used: float, terminated: bool) -> tuple[float, bool]:
         """The first worker's seconds, and whether any worker is to end: the same on all of them."""

@@ -86,6 +86,7 @@ def pad_batch(batch: dict[str, Any], shape: Shape) -> dict[str, Any]:
         result["net_input"]["prev_output_tokens"] = _rows(_columns(previous, shape.target, shape.pad), shape.rows)
     result["target"] = _target(batch["target"], shape, like_tokens=previous is not None or _is_text(batch))
     result["real"] = torch.arange(shape.rows) < count
+    result["pad"] = shape.pad
     if shape.masked is not None:
         result["projected"], result["projected_target"] = masked_positions(result["target"], shape.masked, shape.pad)
     return result
@@ -132,10 +133,12 @@ def _rows(tensor: Tensor, rows: int) -> Tensor:
 
 
 def hollow(batch: dict[str, Any]) -> dict[str, Any]:
-    """`batch` as one of no rows: same shapes, nothing in it counts. For a worker that has run out of batches."""
+    """A padded `batch` without its rows: same shapes, nothing in it counts. For a host that has run out of batches."""
     result = dict(batch)
     result["real"] = torch.zeros_like(batch["real"])
-    target = batch["target"]
-    pad = NO_LABEL if target.dim() == 1 and not target.is_floating_point() else 0
-    result["target"] = torch.full_like(target, pad)
+    target, pad = batch["target"], batch["pad"]
+    nothing = pad if target.dim() == 2 else 0 if target.is_floating_point() else NO_LABEL
+    result["target"] = torch.full_like(target, nothing)
+    if "projected_target" in batch:
+        result["projected_target"] = torch.full_like(batch["projected_target"], pad)
     return result

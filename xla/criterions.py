@@ -17,7 +17,7 @@ from xla.batches import NO_LABEL
 class Count(torch.Tensor):
     """A sum on the device by which gradients are divided, and which may be 0.
 
-    `Trainer.train_step` asks `sample_size or 1.0` (fairseq/trainer.py:929, 0.12.3.1), and for a tensor of the device
+    `Trainer.train_step` asks `sample_size or 1.0` (fairseq/trainer.py:946, 0.12.3.1), and for a tensor of the device
     that waits for it, in every update. So this one says that it is not 0, and is taken for 1 where it is.
     """
 
@@ -61,7 +61,7 @@ def sentence_prediction_loss(
     self: SentencePredictionCriterion, model: Any, sample: dict[str, Any], reduce: bool = True
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Takes the place of `SentencePredictionCriterion.forward`
-    (fairseq/criterions/sentence_prediction.py:84, 0.12.3.1), which counts the rows that only fill up."""
+    (fairseq/criterions/sentence_prediction.py:81, 0.12.3.1), which counts the rows that only fill up."""
     logits, _ = model(**sample["net_input"], features_only=True, classification_head_name=self.classification_head_name)
     targets, real = sample["target"], sample["real"]
     sample_size = real.int().sum()

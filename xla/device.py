@@ -41,6 +41,15 @@ def tpu_chips() -> int:
     return tpu.num_available_chips()
 
 
+def kind(device: str) -> str:
+    """What the device is called: CPU, or the type of the TPU slice, such as v3-8."""
+    if device == "CPU":
+        return "CPU"
+    from torch_xla._internal import tpu
+
+    return tpu.get_tpu_type()
+
+
 def local_devices(device: str) -> int:
     """How many devices this host has: cores of a TPU, or CPU_NUM_DEVICES. Raises UserError if that is no number."""
     if device == "CPU":

@@ -41,7 +41,7 @@ def main(kind: str, arguments: list[str] | None = None) -> None:
 def _parse(kind: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog=f"python -m xla.{kind}",
-        usage="%(prog)s DATA [--mode MODE] [--projected-positions N] [--checkpoint-activations] [flags of fairseq-train]",
+        usage="%(prog)s DATA [--mode MODE] [--projected-positions N] [--checkpoint-activations] [fairseq-train flags]",
         description=f"fairseq-train on torch-xla, for --task {', '.join(TASKS[kind])}.",
         epilog="All other flags are fairseq-train's: see `fairseq-train --help` and docs/tpu.md.",
         allow_abbrev=False,
@@ -61,7 +61,7 @@ def _parse(kind: str, arguments: list[str]) -> tuple[argparse.Namespace, list[st
     parser.add_argument(
         "--checkpoint-activations",
         action="store_true",
-        help="keep only the input of each layer, and compute the rest again in the backward pass: saves memory, takes time",
+        help="keep only the input of each layer and compute the rest again in the backward pass: saves memory",
     )
     return parser.parse_known_args(arguments)
 
@@ -123,8 +123,28 @@ def check(kind: str, cfg: Any, which: str, mode: str) -> None:
         raise UserError("--eval-bleu generates sentences of any length, each of which XLA compiles: leave it out.")
     if task.endswith("translation") and device.hosts(which) > 1:
         raise UserError(f"--task {task} counts tokens per host, so a pod would weigh them wrongly: take one host.")
+    if task.endswith("translation") and cfg.optimization.sentence_avg:
+        raise UserError("--sentence-avg would count the rows that only fill up a batch: leave it out.")
     criterion = cfg.criterion
+    if getattr(criterion, "report_accuracy", False):
+        raise UserError("--report-accuracy takes all predictions off the device: leave it out.")
     for name in ("report_mcc", "report_acc_and_f1", "report_pearson_and_spearman"):
         if getattr(criterion, name, False):
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} takes all predictions off the device: leave it out, and score the checkpoint.")
+    _check_data(task, cfg.task)
+
+
+def _check_data(task: str, section: Any) -> None:
+    """fairseq meets a missing dictionary with a traceback. The first of several folders has it."""
+    from fairseq.utils import split_paths
+
+    folder = split_paths(section.data)[0]
+    if task.endswith("sentence_prediction"):
+        name = "input0/dict.txt"
+    elif task.endswith("translation"):
+        name = f"dict.{section.source_lang or '*'}.txt"
+    else:
+        name = "dict.txt"
+    if "://" not in folder and not any(Path(folder).glob(name)):
+        raise UserError(f"{folder}: no {name} is there; give a folder that fairseq-preprocess has made.")

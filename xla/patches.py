@@ -41,9 +41,11 @@ def apply(options: Options) -> None:
     """Mend everything, before fairseq makes a trainer."""
     memory_in_kilobytes()
     names_of_ranks()
+    meet_nobody_alone()
     move_batches_in_their_order()
     keep_weights_tied()
     one_shape_for_all_batches(options.projected_positions)
+    stand_ins_count_nothing()
     losses_of_padded_batches()
     sum_sample_sizes_on_the_device()
     log_numbers_of_the_host()
@@ -79,6 +81,18 @@ def names_of_ranks() -> None:
     xm.get_local_ordinal = lambda: xr.local_ordinal()
 
 
+def meet_nobody_alone() -> None:
+    """Mends `xm.rendezvous` (torch_xla/core/xla_model.py:1362, 2.9.0), which fairseq calls before every validation
+    batch (fairseq/trainer.py:1136, 0.12.3.1): the only process waits for its device there, and logs it."""
+    upstream = xm.rendezvous
+
+    @functools.wraps(upstream)
+    def rendezvous(tag: str, payload: bytes = b"", replicas: Any = ()) -> list[bytes]:
+        return [payload] if xr.world_size() == 1 else upstream(tag, payload, list(replicas))
+
+    xm.rendezvous = rendezvous
+
+
 def move_batches_in_their_order() -> None:
     """Mends `tpu_data_loader` (fairseq/utils.py:716, 0.12.3.1). It reads `itr.n` when the loader's thread has begun to
     draw from `itr`, so batches are lost at the end of an epoch, and the thread runs ahead of the position that a
@@ -104,6 +118,10 @@ def _on_device(batches: Any) -> Iterator[Any]:
         if several_hosts:
             group = item if isinstance(item, list) else [item]
             latest = next((batch for batch in group if batch), latest)
+            if latest is None:
+                raise SystemExit(
+                    "error: there are fewer batches than hosts: give a smaller --batch-size, or more text."
+                )
             group = [batch or hollow(latest) for batch in group]
             item = group if isinstance(item, list) else group[0]
         yield to_device(item)
@@ -129,7 +147,7 @@ def keep_weights_tied() -> None:
 
 def one_shape_for_all_batches(projected_positions: str) -> None:
     """Pads every batch to the size of the largest: listens at `FairseqTask.get_batch_iterator`
-    (fairseq/tasks/fairseq_task.py:209, 0.12.3.1), which every loader of batches is made by.
+    (fairseq/tasks/fairseq_task.py:208, 0.12.3.1), which every loader of batches is made by.
 
     Under SPMD on a pod, where fairseq knows of one worker, each host takes its share of the batches.
     """
@@ -167,6 +185,19 @@ def _shape(task: FairseqTask, lengths: tuple[int, int], rows: int, projected_pos
     return Shape(rows, source, target, task.source_dictionary.pad(), masked)
 
 
+def stand_ins_count_nothing() -> None:
+    """Listens at `Trainer.reset_dummy_batch` (fairseq/trainer.py:793, 0.12.3.1): the batch with which a worker that has
+    run out of its own takes part has no rows here. fairseq takes it out of the gradients and of what it logs itself, not
+    out of what a criterion counts."""
+    upstream = Trainer.reset_dummy_batch
+
+    @functools.wraps(upstream)
+    def reset_dummy_batch(self: Trainer, batch: Any) -> None:
+        upstream(self, hollow(batch) if isinstance(batch, dict) and "real" in batch else batch)
+
+    Trainer.reset_dummy_batch = reset_dummy_batch
+
+
 def losses_of_padded_batches() -> None:
     """Mends `MaskedLmLoss.forward` and `SentencePredictionCriterion.forward`; see `xla.criterions`."""
     MaskedLmLoss.forward = criterions.masked_lm_loss
@@ -174,12 +205,15 @@ def losses_of_padded_batches() -> None:
 
 
 def sum_sample_sizes_on_the_device() -> None:
-    """Listens at `Trainer._aggregate_logging_outputs` (fairseq/trainer.py:1380, 0.12.3.1), whose sum over workers is on
+    """Listens at `Trainer._aggregate_logging_outputs` (fairseq/trainer.py:1399, 0.12.3.1), whose sum over workers is on
     the device: `train_step` is not to wait for it; see `xla.criterions.Count`."""
     upstream = Trainer._aggregate_logging_outputs
 
     @functools.wraps(upstream)
     def aggregate(self: Trainer, logging_outputs: Any, sample_size: Any, *others: Any, ignore: bool = False) -> Any:
+        if isinstance(sample_size, criterions.Count):
+            # Upstream sums it in one tensor with all that is logged, which would become counts, and be saved as such.
+            sample_size = sample_size.as_subclass(torch.Tensor)
         logs, sums = upstream(self, logging_outputs, sample_size, *others, ignore=ignore)
         if torch.is_tensor(sums[0]):
             sums = [criterions.count(sums[0]), *sums[1:]]
@@ -190,7 +224,7 @@ def sum_sample_sizes_on_the_device() -> None:
 
 def log_numbers_of_the_host() -> None:
     """Mends `Trainer._reduce_and_log_stats` (fairseq/trainer.py:1521, 0.12.3.1), which puts the norm of the gradients
-    into meters as it is, on the device: their sums become part of the next update's program, a new one after every log."""
+    into meters as it is, on the device: their sums become part of the next update, whose program is then a new one."""
     upstream = Trainer._reduce_and_log_stats
 
     @functools.wraps(upstream)
@@ -202,7 +236,7 @@ def log_numbers_of_the_host() -> None:
 
 def watch_compilations() -> None:
     """Warns of compilations in mid-training, with the shape that caused them. Replaces `Trainer._check_xla_compilation`
-    (fairseq/trainer.py:1600, 0.12.3.1), which tells of every one, validation's too, and not what it was for."""
+    (fairseq/trainer.py:1565, 0.12.3.1), which tells of every one, validation's too, and not what it was for."""
     upstream = Trainer.train_step
     watch = Watch()
 
@@ -218,7 +252,7 @@ def watch_compilations() -> None:
 
 
 def one_host_saves() -> None:
-    """Mends `Trainer.should_save_checkpoint_on_current_rank` (fairseq/trainer.py:227, 0.12.3.1): under SPMD on a pod
+    """Mends `Trainer.should_save_checkpoint_on_current_rank` (fairseq/trainer.py:211, 0.12.3.1): under SPMD on a pod
     every host takes itself for the only worker, and all would write the same file."""
     upstream = Trainer.should_save_checkpoint_on_current_rank.fget
 

@@ -14,7 +14,7 @@ from xla.patches import Options, apply
 def listen(options: Options, before_training: Callable[[Any], None]) -> None:
     """Call `before_training(cfg)` when fairseq has parsed its flags, and let it start its processes.
 
-    Listens at `call_main`, and mends it (fairseq/distributed/utils.py:366 and 394, 0.12.3.1): it asks for up to 8
+    Listens at `call_main`, and mends it (fairseq/distributed/utils.py:368 and 394, 0.12.3.1): it asks for up to 8
     processes, and torch-xla 2 refuses any number but one and all; and the processes know nothing of the patches.
     """
     call_main, spawn = distributed_utils.call_main, xmp.spawn
