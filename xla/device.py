@@ -14,6 +14,10 @@ DEVICES = ("TPU", "CPU")
 MODES = ("single", "spmd", "spawn")
 TORCH_XLA = "2.9"  # what `patches` was written for
 
+# When imported, torch-xla takes the CPU where PJRT_DEVICE is not set and there is no TPU (torch_xla/runtime.py:57,
+# 2.9): a run meant for a TPU would go on there for days.
+os.environ["PJRT_SELECT_DEFAULT_DEVICE"] = "0"
+
 
 def choose_device() -> str:
     """TPU or CPU, by PJRT_DEVICE where it is set, and see to it that torch-xla takes the same.

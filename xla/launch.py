@@ -77,6 +77,9 @@ def _launch(kind: str, flags: list[str], which: str, mode: str, options: argpars
     from xla import spawn, spmd
     from xla.patches import Options, apply
 
+    for flag in ("--fp16", "--memory-efficient-fp16"):  # fairseq has a traceback for these under --tpu
+        if flag in flags:
+            raise UserError(f"{flag} is not for XLA devices: give --bf16 in its place.")
     own = Options(mode, options.projected_positions, options.checkpoint_activations)
     apply(own)
     if "--user-dir" not in flags:

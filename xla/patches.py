@@ -187,8 +187,8 @@ def _shape(task: FairseqTask, lengths: tuple[int, int], rows: int, projected_pos
 
 def stand_ins_count_nothing() -> None:
     """Listens at `Trainer.reset_dummy_batch` (fairseq/trainer.py:793, 0.12.3.1): the batch with which a worker that has
-    run out of its own takes part has no rows here. fairseq takes it out of the gradients and of what it logs itself, not
-    out of what a criterion counts."""
+    run out of its own takes part has no rows here. fairseq takes it out of the gradients and of what it logs itself,
+    not out of what a criterion counts."""
     upstream = Trainer.reset_dummy_batch
 
     @functools.wraps(upstream)

@@ -494,7 +494,7 @@ class Ladder(FairseqTask):
         return {
             "args": None,
             "cfg": cfg,
-            "model": _on_cpu(_inner(self._model).state_dict()),
+            "model": _on_cpu(_inner(self._model).state_dict(keep_vars=True)),
             "criterion": None,
             "optimizer_history": [
                 {
@@ -589,9 +589,10 @@ def _on_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
     moved: dict[Any, Any] = {}
     result = {}
     for name, tensor in state.items():
-        identity = (tensor.data_ptr() or name, tensor.shape, tensor.dtype)
+        # A device without addresses gives 0; there only names of one and the same parameter are known to share it.
+        identity = (tensor.data_ptr() or id(tensor), tensor.shape, tensor.dtype)
         if identity not in moved:
-            moved[identity] = utils.move_to_cpu(tensor)
+            moved[identity] = utils.move_to_cpu(tensor.detach())
         result[name] = moved[identity]
     return result
 
