@@ -94,7 +94,7 @@ $(XLA_STAMP): constraints/xla.txt setup.py
 	$(XLA_PIP) torch torch-xla numpy Cython ninja
 # Not from the cache: a build for .venv is one for another torch.
 	$(XLA_PIP) --no-build-isolation --no-cache-dir fairseq-fixed
-	$(XLA_PIP) --no-build-isolation --editable '.[fairseq,xla]' pytest hypothesis
+	$(XLA_PIP) --no-build-isolation --editable '.[fairseq,xla]' pytest pytest-xdist hypothesis
 	touch $@
 
 demo: $(STAMP)  ## the whole study on two cores: BUDGET=10m gives each size longer, OUT=runs/demo
@@ -113,7 +113,7 @@ test-t2t-tf1: $(TF1_STAMP)  ## the same on TensorFlow 1.15
 	$(TF1)/bin/python -m pytest tests/t2t_problems
 
 test-xla: $(XLA_STAMP)  ## the tests of fairseq on torch-xla, on its CPU device
-	$(XLA)/bin/python -m pytest tests/xla
+	$(XLA)/bin/python -m pytest tests/xla --numprocesses 2 --dist loadfile
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check
@@ -129,7 +129,7 @@ $(PEERS_STAMP): constraints/peers.txt
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --requirement constraints/peers.txt
 	touch $@
 
-bench: $(STAMP) $(PEERS_STAMP) $(T2T_STAMP)  ## speed and size beside other libraries, measured on this machine into bench/*.csv
+bench: $(STAMP) $(PEERS_STAMP) $(T2T_STAMP) $(XLA_STAMP)  ## speed and size beside other libraries, measured on this machine into bench/*.csv
 	PYTHONPATH=. $(BIN)/python bench/pruning_step.py 24
 	PYTHONPATH=. $(BIN)/python bench/packing.py
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python bench/shrink.py 15
@@ -138,6 +138,7 @@ bench: $(STAMP) $(PEERS_STAMP) $(T2T_STAMP)  ## speed and size beside other libr
 	PYTHONPATH=. $(PEERS)/bin/python bench/file_size.py --demo $(OUT)
 	PYTHONPATH=. $(PEERS)/bin/python bench/limit.py
 	PYTHONPATH=. $(T2T)/bin/python bench/translation_step.py
+	PYTHONPATH=. $(XLA)/bin/python bench/projection.py
 	PYTHONPATH=.:user_dir_examples/pocket $(BIN)/python bench/rate.py --demo $(OUT) --model runs/downloads/minilm.safetensors
 
 clean:  ## remove the environment and what runs left

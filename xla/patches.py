@@ -38,7 +38,7 @@ class Options:
 
 
 def apply(options: Options) -> None:
-    """Mend everything, before fairseq makes a trainer."""
+    """Mend everything, before the plugin is imported, which listens to what is mended here."""
     memory_in_kilobytes()
     names_of_ranks()
     meet_nobody_alone()

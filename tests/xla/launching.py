@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ MLM += ["--lr-scheduler", "inverse_sqrt", "--warmup-updates", "10", *COMMON]
 
 def environment(devices: int = 1, more: Mapping[str, str] | None = None) -> dict[str, str]:
     own = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(devices), "OMP_NUM_THREADS": "1"}
-    own["XLA_FLAGS"] = QUICK_TO_COMPILE
+    own |= {"XLA_FLAGS": QUICK_TO_COMPILE, "PYTHONPATH": str(ROOT)}
     return {**os.environ, **own, **(more or {})}
 
 
@@ -59,8 +60,24 @@ def two_processes(data: Path, *flags: str, save_dir: Path) -> subprocess.Complet
     """`launch("pretrain", ...)` by two processes, see `two_processes.py`; what they have seen is in `save_dir`."""
     save_dir.mkdir(exist_ok=True)
     command = [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(save_dir), str(data), *flags]
-    environ = environment(more={"PYTHONPATH": str(ROOT)})
-    return run([*command, "--save-dir", str(save_dir)], environ, check=True)
+    return run([*command, "--save-dir", str(save_dir)], environment(), check=True)
+
+
+def observing(kind: str, data: Path, *flags: str, save_dir: Path) -> list[str]:
+    save_dir.mkdir(exist_ok=True)
+    script = Path(__file__).with_name("observe.py")
+    return [sys.executable, str(script), str(save_dir / "record"), kind, str(data), *flags, "--save-dir", str(save_dir)]
+
+
+def observe(kind: str, data: Path, *flags: str, save_dir: Path, devices: int = 1) -> list[dict[str, Any]]:
+    """A run that is watched from inside: what `observe.py` tells of it, a line for each update and one for its end."""
+    result = run(observing(kind, data, *flags, save_dir=save_dir), environment(devices), check=True)
+    (save_dir / "output").write_text(result.stdout + result.stderr)
+    return record(save_dir)
+
+
+def record(save_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (save_dir / "record").read_text().splitlines()]
 
 
 def run(command: Sequence[str], env: Mapping[str, str], check: bool) -> subprocess.CompletedProcess[str]:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import COMMON, SIZE, launch, lines, losses, plain
-from test_runs import QUICK, observe
+from launching import COMMON, SIZE, launch, lines, losses, observe, plain
 
 BATCH = ["--batch-size", "16", "--lr-scheduler", "fixed", "--max-epoch", "2"]
 SENTENCES = 90  # so that the last batch of an epoch has 10
@@ -69,7 +68,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def both(data: Path, *flags: str, save_dir: Path, devices: int = 1) -> tuple[Path, Path]:
     """The run without torch-xla, and with it."""
     plain(data, *flags, save_dir=save_dir / "plain")
-    launch("finetune", data, *flags, save_dir=save_dir / "xla", devices=devices, env=QUICK)
+    launch("finetune", data, *flags, save_dir=save_dir / "xla", devices=devices)
     return save_dir / "plain", save_dir / "xla"
 
 

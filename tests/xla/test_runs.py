@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,30 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from launching import MLM, ROOT, environment, launch, lines, losses, plain, run
+from launching import MLM, ROOT, environment, launch, lines, losses, observe, observing, plain
 
 BATCH = ["--batch-size", "16"]
 UPDATES_PER_EPOCH = 34  # of `text`
-# Compiles in half the time, and is as exact.
-QUICK = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 DROPOUT = ["--dropout", "0.1", "--attention-dropout", "0.1", "--num-workers", "2"]
-
-
-def observing(kind: str, data: Path, *flags: str, save_dir: Path) -> list[str]:
-    save_dir.mkdir(exist_ok=True)
-    script = Path(__file__).with_name("observe.py")
-    return [sys.executable, str(script), str(save_dir / "record"), kind, str(data), *flags, "--save-dir", str(save_dir)]
-
-
-def observe(kind: str, data: Path, *flags: str, save_dir: Path, devices: int = 1) -> list[dict[str, Any]]:
-    """A run that is watched from inside: what `observe.py` tells of it, a line for each update and one for its end."""
-    result = run(observing(kind, data, *flags, save_dir=save_dir), environment(devices, QUICK), True)
-    (save_dir / "output").write_text(result.stdout + result.stderr)
-    return record(save_dir)
-
-
-def record(save_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (save_dir / "record").read_text().splitlines()]
 
 
 # -- a run of ten epochs --
@@ -120,7 +99,7 @@ def test_a_budget_is_kept_within_an_update_though_the_run_is_killed(text, tmp_pa
     flags += ["--save-interval-updates", "15", "--keep-interval-updates", "1", "--disable-validation"]
     command = observing("pretrain", text, *flags, save_dir=tmp_path)
     with open(tmp_path / "output", "w") as output:
-        env = environment(devices, QUICK)
+        env = environment(devices)
         child = subprocess.Popen(command, stdout=output, stderr=output, env=env, cwd=ROOT)
     try:
         while not any(line["train_seconds"] > budget / 3 for line in saved(tmp_path)):
@@ -159,11 +138,11 @@ def test_checkpoints_go_from_spmd_to_the_cpu_and_on_to_one_device(text, tmp_path
     flags = [*MLM, *BATCH, "--max-epoch", "3", "--disable-validation", "--save-interval-updates", "10"]
     plain(text, *flags, "--max-update", "45", save_dir=tmp_path / "plain")
     parts = tmp_path / "parts"
-    launch("pretrain", text, *flags, "--max-update", "15", save_dir=parts, devices=4, env=QUICK)
+    launch("pretrain", text, *flags, "--max-update", "15", save_dir=parts, devices=4)
     state = torch.load(parts / "checkpoint_last.pt", weights_only=False)
     assert {tensor.device.type for tensor in state["model"].values()} == {"cpu"}
     plain(text, *flags, "--max-update", "30", save_dir=parts)
-    launch("pretrain", text, *flags, "--max-update", "45", save_dir=parts, env=QUICK)
+    launch("pretrain", text, *flags, "--max-update", "45", save_dir=parts)
     assert len(lines(parts, "resume")) == 2
     assert losses(parts) == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
     assert {path.suffix for path in parts.iterdir()} == {".pt", ".jsonl"}

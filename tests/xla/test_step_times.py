@@ -37,6 +37,6 @@ def test_a_size_is_timed_on_all_devices(text, tmp_path):
 
 def test_a_batch_that_the_devices_cannot_share(text, tmp_path):
     done = time_steps(text, "1l_64h", "--batch", 3, "--length", 16, "--out", tmp_path / "steps.csv")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "--batch 3 does not divide by the 2 devices" in done.stderr
     assert "Traceback" not in done.stderr
