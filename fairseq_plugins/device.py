@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -47,19 +48,28 @@ def compute(device: torch.device) -> None:
 class XlaDevice:
     """What `ExecutionClock` asks of torch-xla's device."""
 
-    # torch-xla's own record of every execution, kept when the device says that it is done; the second is SPMD's.
+    # torch-xla's own record of every execution, kept when the device says that it is done, and its count of what was
+    # issued; the second of each is SPMD's.
     METRICS = ("ExecuteTime", "ExecuteReplicatedTime")
+    COUNTERS = ("ExecuteComputation", "ExecuteReplicated")
+    LATEST = 1.0  # seconds for the record of what is done to arrive
 
     def __init__(self) -> None:
         self._seen = dict.fromkeys(self.METRICS, 0)
 
     def wait(self) -> None:
-        """Let the device finish all that it has been told."""
+        """Let the device finish all that it has been told, and its record be complete."""
         import torch_xla
         import torch_xla.core.xla_model as xm
+        import torch_xla.debug.metrics as met
 
         torch_xla.sync()
         xm.wait_device_ops()
+        # The record is made by a callback of its own, which may come after those who wait have been told.
+        issued = sum(met.counter_value(name) or 0 for name in self.COUNTERS)
+        until = time.monotonic() + self.LATEST
+        while sum((met.metric_data(name) or (0,))[0] for name in self.METRICS) < issued and time.monotonic() < until:
+            time.sleep(0.0005)
 
     def executions(self) -> list[tuple[float, float]]:
         """Start and end, in seconds since the epoch, of the executions that have ended since this was last asked.

@@ -35,7 +35,7 @@ class LazyRun(BudgetedRun):
         self._counted = 0  # how many of them are in the counters
         self._reading = (0.0, 0.0, 0.0)  # updates, seconds used and seconds per update when the clock was read last
         self._next_reading = 0.0
-        self._first_update = 0.0
+        self._first_reading = (0.0, 0.0)  # updates and seconds used when this process began
 
     # -- the criterion's side --
 
@@ -93,8 +93,8 @@ class LazyRun(BudgetedRun):
     def _begin(self) -> None:
         super()._begin()
         self.clock = ExecutionClock(self.counters["train_seconds"], XlaDevice())
-        self._first_update = self.counters["updates"]
-        self._reading = (self._first_update, self._agreed, 0.0)
+        self._first_reading = (self.counters["updates"], self._agreed)
+        self._reading = (*self._first_reading, 0.0)
 
     def _read_budget(self) -> None:
         """Wait for the device and read the clock, all workers at the same update, and decide when to do so again."""
@@ -106,8 +106,10 @@ class LazyRun(BudgetedRun):
         rate = (used - used_before) / (updates - before) if updates > before else 0.0
         self._reading = (updates, used, rate)
         self._agreed = used
-        done = updates - self._first_update
-        left = (self.budget.seconds - used) / rate if self.budget.seconds is not None and rate > 0 else math.inf
+        done, seconds = updates - self._first_reading[0], used - self._first_reading[1]
+        # A single quick update is no reason to look away for long.
+        slow = max(rate, seconds / done)
+        left = (self.budget.seconds - used) / slow if self.budget.seconds is not None and slow > 0 else math.inf
         self._next_reading = updates + max(1.0, min(done, left // 2))
         if terminated:
             self._terminate()
