@@ -24,6 +24,9 @@ XLA_PIP := $(XLA)/bin/python -m pip install --quiet --disable-pip-version-check 
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.made-for-these-pins
 
+need_python311 = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	{ echo "error: the pins are for Python 3.11; give one: make $(1) PYTHON=/path/to/python3.11" >&2; exit 1; }
+
 BUDGET ?= 150s
 OUT ?= runs/demo
 MT_BUDGET ?= 240s
@@ -45,8 +48,7 @@ env: $(STAMP)  ## the environment for fairseq, in .venv; made again when a pin c
 # fairseq-fixed comes as source, and its build imports torch: built in isolation it would download another torch of several GB.
 $(STAMP): constraints/fairseq.txt setup.py
 	@echo "making $(VENV) (a few minutes the first time) ..."
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "error: the pins are for Python 3.11; give one: make env PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(call need_python311,env)
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints/fairseq.txt pip setuptools wheel
@@ -59,8 +61,7 @@ env-t2t: $(T2T_STAMP)  ## the environment for Tensor2Tensor on TensorFlow 2.12, 
 
 $(T2T_STAMP): constraints/t2t.txt setup.py
 	@echo "making $(T2T) (a minute or two) ..."
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "error: the pins are for Python 3.11; give one: make env-t2t PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(call need_python311,env-t2t)
 	rm -rf $(T2T)
 	$(PYTHON) -m venv $(T2T)
 	$(T2T)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t.txt setuptools wheel
@@ -86,8 +87,7 @@ env-xla: $(XLA_STAMP)  ## the environment for fairseq on torch-xla, in .venv-xla
 # torch 2.9.0 is the newest that torch-xla pairs with. On PyPI it is a CUDA build of several GB; an index of CPU builds, in PIP_FLAGS, is enough.
 $(XLA_STAMP): constraints/xla.txt setup.py
 	@echo "making $(XLA) (several minutes, and several GB) ..."
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "error: the pins are for Python 3.11; give one: make env-xla PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(call need_python311,env-xla)
 	rm -rf $(XLA)
 	$(PYTHON) -m venv $(XLA)
 	$(XLA_PIP) pip setuptools wheel
