@@ -63,7 +63,10 @@ def _parse(kind: str, arguments: list[str]) -> tuple[argparse.Namespace, list[st
         action="store_true",
         help="keep only the input of each layer and compute the rest again in the backward pass: saves memory",
     )
-    return parser.parse_known_args(arguments)
+    own, flags = parser.parse_known_args(arguments)
+    if not flags:
+        parser.error("give DATA, a folder that fairseq-preprocess has made, and fairseq-train's flags")
+    return own, flags
 
 
 def _check_projected_positions(text: str) -> None:
@@ -77,9 +80,12 @@ def _launch(kind: str, flags: list[str], which: str, mode: str, options: argpars
     from xla import spawn, spmd
     from xla.patches import Options, apply
 
-    for flag in ("--fp16", "--memory-efficient-fp16"):  # fairseq has a traceback for these under --tpu
+    # fairseq's parser has tracebacks for these.
+    for flag in ("--fp16", "--memory-efficient-fp16"):
         if flag in flags:
             raise UserError(f"{flag} is not for XLA devices: give --bf16 in its place.")
+    if not any(flag in ("--arch", "-a") or flag.startswith("--arch=") for flag in flags):
+        raise UserError("give --arch, such as prenorm_roberta_12l_768h.")
     own = Options(mode, options.projected_positions, options.checkpoint_activations)
     apply(own)
     if "--user-dir" not in flags:

@@ -151,6 +151,7 @@ def test_data(tmp_path, kind, flags, name):
     ("device_asked", "flags", "said"),
     [
         (None, BATCH, "no TPU was found on this machine; run this on a TPU VM, or set PJRT_DEVICE=CPU"),
+        ("CPU", "no arch", "give --arch, such as prenorm_roberta_12l_768h."),
         ("CPU", [*BATCH, "--fp16"], "--fp16 is not for XLA devices: give --bf16 in its place."),
         ("CPU", BATCH, "nowhere: no dict.txt is there; give a folder that fairseq-preprocess has made."),
     ],
@@ -161,9 +162,17 @@ def test_a_refused_run_ends_with_one_line_and_leaves_nothing(tmp_path, device_as
     env.pop("PJRT_SELECT_DEFAULT_DEVICE", None)
     if device_asked:
         env["PJRT_DEVICE"] = device_asked
-    command = [sys.executable, "-m", "xla.pretrain", "nowhere", *MLM, *flags, "--save-dir", str(tmp_path / "run")]
+    flags = ["--task", "masked_lm"] if flags == "no arch" else [*MLM, *flags]
+    command = [sys.executable, "-m", "xla.pretrain", "nowhere", *flags, "--save-dir", str(tmp_path / "run")]
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith(f"error: {said}")
     assert "Traceback" not in result.stdout + result.stderr
     assert not Path(tmp_path / "run").exists()
+
+
+def test_without_data_there_is_nothing_to_launch(capsys):
+    with pytest.raises(SystemExit) as ending:
+        launch.main("pretrain", ["--mode", "spmd"])
+    assert ending.value.code == 2
+    assert "give DATA" in capsys.readouterr().err
