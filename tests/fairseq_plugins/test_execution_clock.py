@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_plugins.execution_clock import ExecutionClock, Union
@@ -11,6 +11,7 @@ from fairseq_plugins.execution_clock import ExecutionClock, Union
 spans = st.tuples(st.integers(0, 200), st.integers(0, 30)).map(lambda span: (span[0], span[0] + span[1]))
 
 
+@settings(deadline=None)
 @given(st.lists(spans, max_size=40))
 def test_a_union_counts_every_second_once(spans):
     union = Union(5.0)
@@ -20,6 +21,7 @@ def test_a_union_counts_every_second_once(spans):
     assert union.seconds == pytest.approx(5 + len(seconds))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 3), min_size=200, max_size=400), st.floats(0, 4))
 def test_a_long_union_is_exact_while_spans_reach_back_over_a_few(gaps, back):
     """Only the latest spans are kept; what comes does not reach back further."""

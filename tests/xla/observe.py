@@ -68,7 +68,7 @@ def note(record: TextIO, ids: list[list[int]], sparsity: float | None = None) ->
         "ids": [number for micro_batch in ids for number in micro_batch],
         "compilations": compilations(),
         "fetched": number_of("TransferFromDeviceTime"),
-        "executed": number_of("ExecuteTime") + number_of("ExecuteReplicatedTime"),
+        "issued": sum(met.counter_value(name) or 0 for name in ("ExecuteComputation", "ExecuteReplicated")),
         "waited": len(waits),
         "seconds": run.clock.seconds if run is not None and run.has_begun else None,
         "sparsity": sparsity,

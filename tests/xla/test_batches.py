@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xla.batches import NO_LABEL, Shape, hollow, longest, masked_positions, most_masked, pad_batch
@@ -32,6 +32,7 @@ def masked_lm_batches(draw):
     }
 
 
+@settings(deadline=None)
 @given(masked_lm_batches(), st.integers(0, 3), st.integers(0, 4), st.integers(1, 4))
 def test_masked_lm(batch, more_rows, more_columns, masked):
     tokens = batch["net_input"]["src_tokens"]
@@ -73,6 +74,7 @@ def test_the_number_of_projected_positions_stays_where_it_is_enough_and_grows_by
     assert masked_positions(target, 5, PAD)[1][1].tolist() == [8] * 12
 
 
+@settings(deadline=None)
 @given(st.integers(2, 200), st.floats(0.01, 0.9), st.integers(1, 4), st.integers(0, 99))
 def test_fairseq_never_masks_more(length, probability, run, seed):
     """`MaskTokensDataset` draws int(probability * length / run + random) runs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -68,6 +68,7 @@ def test_a_long_budget_is_looked_at_a_few_dozen_times():
     assert device.waits < 60
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.5, 1.5), min_size=300, max_size=300), st.floats(1, 100))
 def test_a_budget_is_overshot_by_one_update_at_most_where_updates_are_even(durations, budget):
     run, _ = train(durations, budget)

@@ -57,7 +57,7 @@ def test_the_host_waits_for_the_device_only_to_log_to_validate_and_to_save(long_
 @pytest.mark.slow
 def test_every_update_is_one_execution(long_run):
     save_dir, found = long_run
-    alone = [after["executed"] - before["executed"] for before, after in zip(found[100:120], found[101:], strict=False)]
+    alone = [after["issued"] - before["issued"] for before, after in zip(found[100:120], found[101:], strict=False)]
     assert Counter(alone).most_common(1)[0][0] == 1
 
 
