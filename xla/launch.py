@@ -84,11 +84,11 @@ def _launch(kind: str, flags: list[str], which: str, mode: str, options: argpars
     for flag in ("--fp16", "--memory-efficient-fp16"):
         if flag in flags:
             raise UserError(f"{flag} is not for XLA devices: give --bf16 in its place.")
-    if not any(flag in ("--arch", "-a") or flag.startswith("--arch=") for flag in flags):
+    if not given(flags, "--arch", "-a"):
         raise UserError("give --arch, such as prenorm_roberta_12l_768h.")
     own = Options(mode, options.projected_positions, options.checkpoint_activations)
     apply(own)
-    if "--user-dir" not in flags:
+    if not given(flags, "--user-dir"):
         flags = [*flags, "--user-dir", str(PLUGIN)]
     if mode == "spawn":
         flags = [*flags, "--distributed-world-size", str(device.local_devices(which) * device.hosts(which))]
@@ -102,6 +102,11 @@ def _launch(kind: str, flags: list[str], which: str, mode: str, options: argpars
 
     spawn.listen(own, before_training)
     train.cli_main()
+
+
+def given(flags: list[str], *names: str) -> bool:
+    """Whether one of the options `names` is among `flags`, as two words or, with an equals sign, as one."""
+    return any(flag.partition("=")[0] in names for flag in flags)
 
 
 def check(kind: str, cfg: Any, which: str, mode: str) -> None:

@@ -176,3 +176,17 @@ def test_without_data_there_is_nothing_to_launch(capsys):
         launch.main("pretrain", ["--mode", "spmd"])
     assert ending.value.code == 2
     assert "give DATA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        (["data", "--user-dir", "mine"], True),
+        (["data", "--user-dir=mine"], True),
+        (["data", "--user-directory", "mine"], False),
+        (["--user-dirs=mine", "data"], False),
+        ([], False),
+    ],
+)
+def test_an_option_is_found_with_an_equals_sign_too(flags, found):
+    assert launch.given(flags, "--user-dir") is found

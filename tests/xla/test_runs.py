@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from launching import MLM, ROOT, environment, launch, lines, losses, observe, observing, plain
+
+from train_large.compression.checkpoint import read_checkpoint
 
 BATCH = ["--batch-size", "16"]
 UPDATES_PER_EPOCH = 34  # of `text`
@@ -139,7 +140,7 @@ def test_checkpoints_go_from_spmd_to_the_cpu_and_on_to_one_device(text, tmp_path
     plain(text, *flags, "--max-update", "45", save_dir=tmp_path / "plain")
     parts = tmp_path / "parts"
     launch("pretrain", text, *flags, "--max-update", "15", save_dir=parts, devices=4)
-    state = torch.load(parts / "checkpoint_last.pt", weights_only=False)
+    state = read_checkpoint(parts / "checkpoint_last.pt")
     assert {tensor.device.type for tensor in state["model"].values()} == {"cpu"}
     plain(text, *flags, "--max-update", "30", save_dir=parts)
     launch("pretrain", text, *flags, "--max-update", "45", save_dir=parts)
