@@ -61,10 +61,13 @@ def most_masked(length: int, probability: float, run: int = 1) -> int:
     return min(length, math.ceil(probability * length / run) * run)
 
 
-def padded_collater(collate: Callable[[Sequence[Any]], Any], shape: Shape, items: Sequence[Any]) -> Any:
-    """What fairseq's `collate` makes of `items`, in `shape`. For functools.partial: data loaders pickle it."""
+def padded_collater(
+    collate: Callable[[Sequence[Any]], Any], shape: Shape, stand_in: dict[str, Any] | None, items: Sequence[Any]
+) -> Any:
+    """What fairseq's `collate` makes of `items`, in `shape`; of none, with which a worker is told that it has run out
+    of batches, `stand_in`. For functools.partial: data loaders pickle it."""
     batch = collate(items)
-    return pad_batch(batch, shape) if batch else batch
+    return pad_batch(batch, shape) if batch else stand_in or batch
 
 
 def pad_batch(batch: dict[str, Any], shape: Shape) -> dict[str, Any]:
@@ -133,8 +136,9 @@ def _rows(tensor: Tensor, rows: int) -> Tensor:
 
 
 def hollow(batch: dict[str, Any]) -> dict[str, Any]:
-    """A padded `batch` without its rows: same shapes, nothing in it counts. For a host that has run out of batches."""
-    result = dict(batch)
+    """A padded `batch` without its rows: same shapes, nothing in it counts. For a worker that has no batch left."""
+    counted = [name for name in ("ntokens", "nsentences") if name in batch]
+    result = batch | dict.fromkeys(counted, 0)
     result["real"] = torch.zeros_like(batch["real"])
     target, pad = batch["target"], batch["pad"]
     nothing = pad if target.dim() == 2 else 0 if target.is_floating_point() else NO_LABEL

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,12 +45,12 @@ def apply(options: Options) -> None:
     move_batches_in_their_order()
     keep_weights_tied()
     one_shape_for_all_batches(options.projected_positions)
-    stand_ins_count_nothing()
     losses_of_padded_batches()
     sum_sample_sizes_on_the_device()
     log_numbers_of_the_host()
     watch_compilations()
     one_host_saves()
+    halves_become_floats_on_the_host()
     if options.checkpoint_activations:
         checkpoint_activations()
 
@@ -101,30 +101,9 @@ def move_batches_in_their_order() -> None:
 
     def tpu_data_loader(itr: Any) -> CountingIterator:
         start, total = getattr(itr, "n", 0), len(itr)
-        return CountingIterator(_on_device(itr), start=start, total=total)
+        return CountingIterator(map(to_device, itr), start=start, total=total)
 
     utils.tpu_data_loader = tpu_data_loader
-
-
-def _on_device(batches: Any) -> Iterator[Any]:
-    """The batches, or lists of batches, on the device.
-
-    On a pod under SPMD all hosts must run the same program: one that has run out of batches takes part with rows that
-    do not count.
-    """
-    several_hosts = xr.is_spmd() and xr.process_count() > 1
-    latest: Any = None
-    for item in batches:
-        if several_hosts:
-            group = item if isinstance(item, list) else [item]
-            latest = next((batch for batch in group if batch), latest)
-            if latest is None:
-                raise SystemExit(
-                    "error: there are fewer batches than hosts: give a smaller --batch-size, or more text."
-                )
-            group = [batch or hollow(latest) for batch in group]
-            item = group if isinstance(item, list) else group[0]
-        yield to_device(item)
 
 
 def keep_weights_tied() -> None:
@@ -149,13 +128,16 @@ def one_shape_for_all_batches(projected_positions: str) -> None:
     """Pads every batch to the size of the largest: listens at `FairseqTask.get_batch_iterator`
     (fairseq/tasks/fairseq_task.py:208, 0.12.3.1), which every loader of batches is made by.
 
-    Under SPMD on a pod, where fairseq knows of one worker, each host takes its share of the batches.
+    Under SPMD on a pod, where fairseq knows of one worker, each host takes its share of the batches. Where there are
+    several processes, one that has run out of batches goes on with stand-ins, which count nothing: all must execute
+    the same programs. fairseq's own are batches that it takes out of the gradients again
+    (`Trainer._prepare_sample`, fairseq/trainer.py:1290), and with them all that they were accumulated with.
     """
     upstream = FairseqTask.get_batch_iterator
 
     @functools.wraps(upstream)
     def get_batch_iterator(self: FairseqTask, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        if xr.is_spmd() and xr.process_count() > 1:
+        if _several_hosts():
             kwargs |= {"num_shards": xr.process_count(), "shard_id": xr.process_index()}
         # All batches are padded, so a last one that is not a multiple of eight need not be dropped.
         kwargs["required_batch_size_multiple"] = 1
@@ -163,10 +145,23 @@ def one_shape_for_all_batches(projected_positions: str) -> None:
         if not _is_padded(batches.collate_fn):
             limits = kwargs.get("max_positions")
             shape = _shape(self, longest(dataset.sizes, limits), kwargs["max_sentences"], projected_positions)
-            batches.collate_fn = functools.partial(padded_collater, batches.collate_fn, shape)
+            batches.collate_fn = functools.partial(padded_collater, batches.collate_fn, shape, None)
+            if _several_processes() and len(batches.frozen_batches):
+                stand_in = hollow(batches.first_batch)
+                collate, shape, _ = batches.collate_fn.args
+                batches.collate_fn = functools.partial(padded_collater, collate, shape, stand_in)
         return batches
 
     FairseqTask.get_batch_iterator = get_batch_iterator
+
+
+def _several_hosts() -> bool:
+    """Whether this is one host of several that are one worker, by SPMD."""
+    return bool(xr.is_spmd() and xr.process_count() > 1)
+
+
+def _several_processes() -> bool:
+    return _several_hosts() or xr.world_size() > 1
 
 
 def _is_padded(collate: Callable[..., Any]) -> bool:
@@ -177,25 +172,21 @@ def _shape(task: FairseqTask, lengths: tuple[int, int], rows: int, projected_pos
     source, target = lengths
     masked = None
     if hasattr(task, "mask_idx") and projected_positions != "all":
-        masked = (
-            most_masked(source, task.cfg.mask_prob, task.cfg.mask_multiple_length)
-            if projected_positions == "auto"
-            else min(int(projected_positions), source)
-        )
+        masked = _projected(task.cfg, source, projected_positions)
     return Shape(rows, source, target, task.source_dictionary.pad(), masked)
 
 
-def stand_ins_count_nothing() -> None:
-    """Listens at `Trainer.reset_dummy_batch` (fairseq/trainer.py:793, 0.12.3.1): the batch with which a worker that has
-    run out of its own takes part has no rows here. fairseq takes it out of the gradients and of what it logs itself,
-    not out of what a criterion counts."""
-    upstream = Trainer.reset_dummy_batch
+def _projected(cfg: Any, length: int, projected_positions: str) -> int | None:
+    """How many positions of each sequence to project at first, None for all.
 
-    @functools.wraps(upstream)
-    def reset_dummy_batch(self: Trainer, batch: Any) -> None:
-        upstream(self, hollow(batch) if isinstance(batch, dict) and "real" in batch else batch)
-
-    Trainer.reset_dummy_batch = reset_dummy_batch
+    A batch with a sequence that has more masked tokens projects more of each. Processes that must execute the same
+    programs cannot do that, so they begin with as many as there can be.
+    """
+    most = most_masked(length, cfg.mask_prob, cfg.mask_multiple_length)
+    number = most if projected_positions == "auto" else min(int(projected_positions), length)
+    if not _several_processes():
+        return number
+    return None if cfg.mask_whole_words or cfg.mask_stdev > 0 else max(number, most)
 
 
 def losses_of_padded_batches() -> None:
@@ -253,14 +244,44 @@ def watch_compilations() -> None:
 
 def one_host_saves() -> None:
     """Mends `Trainer.should_save_checkpoint_on_current_rank` (fairseq/trainer.py:211, 0.12.3.1): under SPMD on a pod
-    every host takes itself for the only worker, and all would write the same file."""
-    upstream = Trainer.should_save_checkpoint_on_current_rank.fget
+    every host takes itself for the only worker, and all would write the same file.
 
-    @functools.wraps(upstream)
-    def should_save(self: Trainer) -> bool:
-        return bool(upstream(self)) and not (xr.is_spmd() and xr.process_index() > 0)
+    All of them fetch from the devices what one of them writes, in `Trainer.consolidate_optimizer` (trainer.py:382),
+    which every worker calls before it is saved: what XLA has left on several hosts is brought together by a program.
+    """
+    should_save = Trainer.should_save_checkpoint_on_current_rank.fget
+    consolidate, state_dict = Trainer.consolidate_optimizer, Trainer.state_dict
+    fetched: list[dict[str, Any]] = []
 
-    Trainer.should_save_checkpoint_on_current_rank = property(should_save)
+    @functools.wraps(should_save)
+    def host_should_save(self: Trainer) -> bool:
+        return bool(should_save(self)) and not (xr.is_spmd() and xr.process_index() > 0)
+
+    @functools.wraps(consolidate)
+    def consolidate_optimizer(self: Trainer) -> None:
+        consolidate(self)
+        if _several_hosts():
+            state = utils.move_to_cpu(state_dict(self))
+            fetched[:] = [state] if self.should_save_checkpoint_on_current_rank else []
+
+    @functools.wraps(state_dict)
+    def fetched_state_dict(self: Trainer) -> dict[str, Any]:
+        return fetched.pop() if fetched else state_dict(self)
+
+    Trainer.should_save_checkpoint_on_current_rank = property(host_should_save)
+    Trainer.consolidate_optimizer = consolidate_optimizer
+    Trainer.state_dict = fetched_state_dict
+
+
+def halves_become_floats_on_the_host() -> None:
+    """Mends `move_to_cpu` (fairseq/utils.py:118, 0.12.3.1), by which a run in bf16 is saved: it makes floats of the
+    weights before it fetches them, which is a program to compile for every shape of weight."""
+
+    def to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.cpu()
+        return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+    utils.move_to_cpu = functools.partial(utils.apply_to_sample, to_cpu)
 
 
 def checkpoint_activations() -> None:

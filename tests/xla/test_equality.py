@@ -34,6 +34,10 @@ TWO = ["--batch-size", "8"]
 FOUR = ["--batch-size", "4"]
 
 
+# A gradient that is not cut shows by what it was divided.
+UNCUT = ["--clip-norm", "100"]
+
+
 def accumulate(times: int) -> list[str]:
     return ["--update-freq", str(times)]
 
@@ -43,7 +47,9 @@ Run = Callable[[str], Path]
 A_FEW = 4  # of the tests of this module: who asks for no more is not to wait for all runs
 MAKE: dict[str, Make] = {
     "two processes": lambda data, to: two_processes(data, *ALL, *TWO, save_dir=to),
-    "two processes, accumulating": lambda data, to: two_processes(data, *ALL, *FOUR, *accumulate(2), save_dir=to),
+    "two processes, accumulating": lambda data, to: two_processes(
+        data, *ALL, *FOUR, *accumulate(2), *UNCUT, save_dir=to
+    ),
     "two processes, budget": lambda data, to: two_processes(data, *BUDGET, *ONE, "--budget", "3s", save_dir=to),
     "spmd": lambda data, to: launch("pretrain", data, *ALL, *ONE, save_dir=to, devices=4),
     "spmd, accumulating": lambda data, to: launch("pretrain", data, *ALL, *TWO, *accumulate(2), save_dir=to, devices=4),
@@ -64,7 +70,7 @@ MAKE: dict[str, Make] = {
     ),
     "plain": lambda data, to: plain(data, *ALL, *ONE, save_dir=to),
     "plain, accumulating": lambda data, to: plain(data, *ALL, *TWO, *accumulate(2), save_dir=to),
-    "plain, accumulating four": lambda data, to: plain(data, *ALL, *FOUR, *accumulate(4), save_dir=to),
+    "plain, accumulating four": lambda data, to: plain(data, *ALL, *FOUR, *accumulate(4), *UNCUT, save_dir=to),
 }
 
 

@@ -324,17 +324,61 @@ def test_classification_of_padded_batches(mended):
     assert numbers(criterion(model, padded)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_stand_in_counts_nothing(mended):
-    """The accumulating run of two processes in test_equality.py has one, and would count its tokens."""
-    stand_in = pad_batch(masked_batch(), Shape(5, 6, 6, PAD, 2))
-    trainer = SimpleNamespace()
-    Trainer.reset_dummy_batch(trainer, stand_in)
-    assert trainer._dummy_batch["real"].any(), "no longer needed: stand_ins_count_nothing"
-    mended(patches.stand_ins_count_nothing, Trainer, "reset_dummy_batch")
+# -- several processes --
+
+
+class MaskedSentences(Sentences):
+    """The same with all of their tokens masked."""
+
+    def collater(self, samples: list[torch.Tensor]) -> dict[str, Any]:
+        if not samples:
+            return {}
+        batch = super().collater(samples)
+        counts = {"ntokens": int(batch["net_input"]["src_lengths"].sum()), "nsentences": len(samples)}
+        return batch | counts | {"target": batch["net_input"]["src_tokens"].clone()}
+
+
+def batches_of_the_second_of_two() -> list[Any]:
+    iterator = Task(Namespace()).get_batch_iterator(
+        MaskedSentences(), max_sentences=4, required_batch_size_multiple=1, num_shards=2, shard_id=1, num_workers=0
+    )
+    return list(iterator.next_epoch_itr(shuffle=False))
+
+
+def test_a_process_that_has_run_out_of_batches_goes_on_with_ones_that_count_nothing(mended, monkeypatch):
+    """Three batches for two: fairseq gives the second nothing for its last one, and takes what it puts in its place
+    out of the gradients again, together with all batches that the update has accumulated."""
+    assert batches_of_the_second_of_two()[-1] == {}, "perhaps no longer needed"
+    assert "is_dummy_batch" in inspect.getsource(Trainer.train_step), "perhaps no longer needed"
+    monkeypatch.setattr(xr, "world_size", lambda: 2)
+    mended(lambda: patches.one_shape_for_all_batches("auto"), FairseqTask, "get_batch_iterator")
     mended(patches.losses_of_padded_batches, MaskedLmLoss, "forward", SentencePredictionCriterion, "forward")
-    Trainer.reset_dummy_batch(trainer, stand_in)
-    found = numbers(MaskedLmLoss(Namespace(tpu=True), task_of_criterion())(Encoder(), trainer._dummy_batch))
-    assert set(found.values()) == {0}
+    full, stand_in = batches_of_the_second_of_two()
+    assert full["net_input"]["src_tokens"].shape == stand_in["net_input"]["src_tokens"].shape
+    criterion = MaskedLmLoss(Namespace(tpu=True), task_of_criterion())
+    assert numbers(criterion(Encoder(), full))["nsentences"] == 4
+    assert set(numbers(criterion(Encoder(), stand_in)).values()) == {0}
+    assert (stand_in["ntokens"], stand_in["nsentences"]) == (0, 0)  # which translation's criterion counts by
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked", "alone", "of_two"),
+    [
+        ({}, "auto", 3, 3),
+        ({}, "1", 1, 3),
+        ({}, "4", 4, 4),
+        ({}, "all", None, None),
+        ({"mask_whole_words": True}, "auto", 3, None),
+        ({"mask_stdev": 0.1}, "2", 2, None),
+    ],
+)
+def test_all_processes_project_as_many_positions(mended, monkeypatch, flags, asked, alone, of_two):
+    """Alone, a batch with a sequence that has more may make its own program wider."""
+    masking = {"mask_prob": 0.15, "mask_multiple_length": 1, "mask_whole_words": False, "mask_stdev": 0.0}
+    task = SimpleNamespace(mask_idx=4, cfg=SimpleNamespace(**masking | flags), source_dictionary=Dictionary())
+    assert patches._shape(task, (16, 16), 2, asked).masked == alone
+    monkeypatch.setattr(xr, "world_size", lambda: 2)
+    assert patches._shape(task, (16, 16), 2, asked).masked == of_two
 
 
 # -- nothing that waits, and nothing that is compiled anew --
@@ -423,22 +467,65 @@ def test_late_compilations_are_told_of_with_their_shape_and_early_ones_not(mende
     assert "src_tokens 3x63" in message
 
 
-def test_one_host_of_a_pod_saves(mended, monkeypatch):
-    cfg = SimpleNamespace(model=SimpleNamespace(base_layers=0))
-    trainer = SimpleNamespace(cfg=cfg, is_fsdp=False, is_data_parallel_master=True)
+class SavingTrainer(Trainer):
+    """A trainer of which only what it saves is left."""
 
-    def saves(spmd: bool, host: int) -> bool:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, spmd: bool, host: int) -> None:
+        section = SimpleNamespace(base_layers=0, no_save_optimizer_state=True)
+        self.cfg = SimpleNamespace(model=section, checkpoint=section)
+        monkeypatch.setattr(Trainer, "is_fsdp", False)
+        monkeypatch.setattr(Trainer, "is_data_parallel_master", True)
         monkeypatch.setattr(xr, "is_spmd", lambda: spmd)
         monkeypatch.setattr(xr, "process_index", lambda: host)
-        return Trainer.should_save_checkpoint_on_current_rank.fget(trainer)
+        monkeypatch.setattr(xr, "process_count", lambda: 2)
 
-    assert saves(True, 1), "no longer needed: one_host_saves"
-    mended(patches.one_host_saves, Trainer, "should_save_checkpoint_on_current_rank")
-    assert saves(True, 0)
-    assert not saves(True, 1)
+
+def test_one_host_of_a_pod_saves_and_all_fetch_what_it_saves(mended, monkeypatch):
+    fetched: list[dict[str, Any]] = []
+    monkeypatch.setattr(utils, "move_to_cpu", lambda state: fetched.append(state) or "on the host")
+    monkeypatch.setattr(Trainer, "state_dict", lambda self: "on the device")
+    assert SavingTrainer(monkeypatch, True, 1).should_save_checkpoint_on_current_rank, (
+        "no longer needed: one_host_saves"
+    )
+    mended(
+        patches.one_host_saves,
+        *(Trainer, "should_save_checkpoint_on_current_rank"),
+        *(Trainer, "consolidate_optimizer", Trainer, "state_dict"),
+    )
+
+    def saves(spmd: bool, host: int) -> bool:
+        fetched.clear()
+        trainer = SavingTrainer(monkeypatch, spmd, host)
+        trainer.consolidate_optimizer()
+        return trainer.should_save_checkpoint_on_current_rank
+
+    for host in (1, 0):
+        assert saves(True, host) == (host == 0)
+        assert fetched == ["on the device"]
+    trainer = SavingTrainer(monkeypatch, True, 0)
+    assert [trainer.state_dict(), trainer.state_dict()] == ["on the host", "on the device"]
     assert saves(False, 1)  # with a process for each device, fairseq knows its rank
-    trainer.is_data_parallel_master = False
-    assert not saves(False, 1)
+    assert not fetched
+    monkeypatch.setattr(Trainer, "is_data_parallel_master", False)
+    assert not SavingTrainer.should_save_checkpoint_on_current_rank.fget(trainer)
+
+
+def test_bf16_weights_are_saved_as_floats_without_a_program(mended):
+    weights = {"weight": torch.rand(3, 41, device=device()).bfloat16(), "step": [torch.ones(2, dtype=torch.int64)]}
+    torch_xla.sync()
+
+    def executions_of_saving() -> int:
+        before = executions()
+        saved = utils.move_to_cpu(weights)
+        assert saved["weight"].dtype == torch.float32
+        assert saved["weight"].device.type == "cpu"
+        assert torch.equal(saved["weight"], weights["weight"].cpu().float())
+        assert saved["step"][0].dtype == torch.int64
+        return executions() - before
+
+    assert executions_of_saving() > 0, "no longer needed: halves_become_floats_on_the_host"
+    mended(patches.halves_become_floats_on_the_host, utils, "move_to_cpu")
+    assert executions_of_saving() == 0
 
 
 # -- gradient checkpointing --

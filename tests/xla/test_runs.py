@@ -70,6 +70,16 @@ def test_every_epoch_goes_through_all_samples_once(long_run):
         assert sorted(ids) == list(range(len(ids)))
 
 
+@pytest.mark.slow
+def test_saving_a_run_in_bf16_compiles_nothing(text, tmp_path):
+    flags = [*MLM, *BATCH, "--bf16", "--max-update", "16", "--save-interval-updates", "12", "--disable-validation"]
+    found = observe("pretrain", text, *flags, save_dir=tmp_path)
+    assert len(lines(tmp_path, "checkpoint")) == 2
+    assert found[10]["compilations"] == found[-1]["compilations"] > 0
+    model = read_checkpoint(tmp_path / "checkpoint_last.pt")["model"]
+    assert {str(weight.dtype) for weight in model.values()} == {"torch.float32"}
+
+
 # -- resuming --
 
 
