@@ -11,13 +11,12 @@ import atexit
 import logging
 import math
 import os
-import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 from fairseq.logging.meters import AverageMeter
 from omegaconf import DictConfig
@@ -31,7 +30,7 @@ from fairseq_plugins.run import (
     stop_after_this_update,
     user_errors_end_the_run,
 )
-from train_large import runlog
+from train_large import runlog, sigterm
 from train_large.budget import Budget, TrainClock, WallClock, parse_duration
 
 logger = logging.getLogger(__name__)
@@ -67,6 +66,7 @@ class BudgetedRun:
         self._terminated = False
         self._after_update: list[Callable[[], None]] = []
         self._validation: tuple[str, Any] | None = None  # subset in hand, and the meters of it
+        self._wall_logged = 0.0  # by the starts before this one
         self._agreed = 0.0  # seconds of budget used, as all workers see it
         self._tail = 0.0  # from the last forward of an update to its end
         self._forward_at = 0.0
@@ -80,6 +80,8 @@ class BudgetedRun:
         """`Trainer.train_step` begins (it calls `criterion.train()`), before any forward."""
         if not self.has_begun:
             self._begin()
+            for listener in self._after_update:
+                listener()  # the workers may have come to another agreement than each had for itself
         self.finish_validation()
         self.clock.begin_update()
 
@@ -172,6 +174,7 @@ class BudgetedRun:
         for _, key, _, state in saved.get("default", []):
             if key in own:
                 _put(key, state["val"])
+        self._wall_logged = self._logged_wall_seconds()  # before the first worker of this start goes on with it
         self._prepare()
         if self.budget.is_over(self._agreed):
             logger.info(
@@ -227,16 +230,16 @@ class BudgetedRun:
 
     def _terminate(self) -> None:
         self.stop("SIGTERM")
+        sigterm.end_run()
         # Whoever sent the signal may send SIGKILL next: save at once, without the validation that fairseq does before
         # it stops.
         self.root.dataset.disable_validation = True
 
-    def _on_sigterm(self, signum: int, frame: Any) -> None:
+    def _on_sigterm(self) -> None:
         if os.getpid() != self._pid:  # a data loader's worker has inherited the handler
-            _die_of_sigterm()
+            sigterm.die()
         logger.warning("SIGTERM: saving after the update in hand; a second one ends the run at once")
         self._terminated = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     # -- inner workings --
 
@@ -252,7 +255,8 @@ class BudgetedRun:
         for name in runlog.COUNTERS:
             meter = meters.get(_METER.format(name))
             self.counters[name] = meter.val if meter is not None else 0
-        self.counters["wall_seconds"] = max(self.counters["wall_seconds"], self._logged_wall_seconds())
+        if self.counters["updates"]:
+            self.counters["wall_seconds"] = max(self.counters["wall_seconds"], self._wall_logged)
         self._agreed = self._used()
 
     def _begin(self) -> None:
@@ -268,10 +272,17 @@ class BudgetedRun:
         self._pid = os.getpid()
         self.clock = TrainClock(self.counters["train_seconds"], timer_for(self.root))
         self._wall = WallClock(self.counters["wall_seconds"])
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+        self._agreed = self._agree(self._agreed)
+        sigterm.listen(self._on_sigterm)
         self._log("resume" if self.counters["updates"] else "start", **self._facts())
         atexit.register(self.finish)
+
+    def _agree(self, seconds: float) -> float:
+        """What the first worker says of the seconds of budget used, in every worker's place."""
+        if self._world_size == 1:
+            return seconds
+        group = distributed_utils.get_data_parallel_group()
+        return float(distributed_utils.broadcast_object(seconds, src_rank=0, group=group))
 
     def finish(self) -> None:
         """The process ends: write what is still to be written. Does nothing the second time."""
@@ -282,7 +293,7 @@ class BudgetedRun:
         self.finish_validation()
         self._log("stop", reason=self._stop_reason or "ended")
         if self._stop_reason == "SIGTERM":
-            _die_of_sigterm()  # the run is not finished, so the process must not say that it succeeded
+            sigterm.die()  # the run is not finished, so the process must not say that it succeeded
 
     def _now(self) -> float:
         """Seconds of budget used at this moment."""
@@ -329,7 +340,7 @@ class BudgetedRun:
 
     def _logged_wall_seconds(self) -> float:
         """The wall clock goes on through work that a kill has lost; only the log knows of it."""
-        if not self.counters["updates"] or not self._log_path.exists():
+        if not self._log_path.exists():
             return 0.0
         return max((line["wall_seconds"] for line in runlog.read_all(str(self._log_path))), default=0.0)
 
@@ -380,8 +391,3 @@ def _put(key: str, value: float) -> None:
     if key not in meters:
         meters.add_meter(key, AverageMeter(), 10_000)
     meters[key].update(value, 0)
-
-
-def _die_of_sigterm() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTERM)

@@ -148,6 +148,9 @@ class LazyRun(BudgetedRun):
         )
         return [dict(zip(names, row, strict=True)) for row in numbers.tolist()]
 
+    def _agree(self, seconds: float) -> float:
+        return self._over_workers(seconds, False)[0]
+
     def _over_workers(self, used: float, terminated: bool) -> tuple[float, bool]:
         """The first worker's seconds, and whether any worker is to end: the same on all of them."""
         if self._is_alone():

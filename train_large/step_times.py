@@ -159,13 +159,13 @@ def time_steps(
 
     `data` is a folder made by fairseq-preprocess; `user_dir` is fairseq_plugins; `extra` are flags for fairseq-train
     (`--fp16`, `--cpu`, `--dropout 0`). `device` is torch (fairseq-train itself) or xla (`python -m xla.pretrain`, on
-    the device that PJRT_DEVICE names; all its devices share a micro-batch). `memory_limit` is in bytes of resident
-    memory, for every size alike (default: 80 % of what is available now); on a GPU or a TPU its own memory is the
-    limit. Each row is added to the table `out` as soon as it is measured, and what the table holds already is not
+    the device that PJRT_DEVICE names; all devices of this host share a micro-batch). `memory_limit` is in bytes of
+    resident memory, for every size alike (default: 80 % of what is available now); on a GPU or a TPU its own memory is
+    the limit. Each row is added to the table `out` as soon as it is measured, and what the table holds already is not
     measured again unless `force`.
 
     Raises UserError if the data, the flags or the table are unusable, if a size does not fit with one sequence at a
-    time, or if the table is of another machine.
+    time, if the table is of another machine, or if this machine is one host of a pod.
     """
     for flag, value in (("--batch", batch), ("--length", length), ("--updates", updates)):
         if value < 1:
@@ -180,6 +180,12 @@ def time_steps(
     table = read_step_times(out) if out.exists() else []
     _check_writable(out)
     where = _machine("cpu" if device == "torch" and "--cpu" in extra else device, user_dir)
+    if where["hosts"] > 1:
+        # What is started here alone would wait for the other hosts for ever.
+        raise UserError(
+            f"--device {device}: this is one of {where['hosts']} hosts of a pod, and a table holds the times of one "
+            "host: run it on a TPU of one host, or give the run on the pod a number, as in --seconds-per-update 0.5."
+        )
     if batch % where["devices"]:
         raise UserError(f"--batch {batch} does not divide by the {where['devices']} devices that share it.")
     for row in table:
@@ -426,14 +432,14 @@ if kind == "xla":
     import torch_xla
     try:
         name = device.choose_device()
-        count = device.local_devices(name) * device.hosts(name)
+        count, hosts = device.local_devices(name), device.hosts(name)
     except UserError as error:
         sys.exit(str(error))
     found["torch"] += f", torch_xla {torch_xla.__version__}"
-    found.update(device=f"XLA {device.kind(name)} x {count}", devices=count, own_memory=name != "CPU")
+    found.update(device=f"XLA {device.kind(name)} x {count}", devices=count, hosts=hosts, own_memory=name != "CPU")
 else:
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() and kind != "cpu" else None
-    found.update(device=gpu or "cpu", devices=1, own_memory=gpu is not None)
+    found.update(device=gpu or "cpu", devices=1, hosts=1, own_memory=gpu is not None)
 print(json.dumps(found))
 """
 

@@ -137,6 +137,11 @@ def check(kind: str, cfg: Any, which: str, mode: str) -> None:
         raise UserError("--eval-bleu generates sentences of any length, each of which XLA compiles: leave it out.")
     if task.endswith("translation") and device.hosts(which) > 1:
         raise UserError(f"--task {task} counts tokens per host, so a pod would weigh them wrongly: take one host.")
+    if device.hosts(which) > 1 and _is_a_table(getattr(cfg.criterion, "seconds_per_update", None)):
+        raise UserError(
+            f"--seconds-per-update {cfg.criterion.seconds_per_update}: a table holds the times of one host, and this "
+            f"pod has {device.hosts(which)}: give a number, the seconds of one update on all of them."
+        )
     if task.endswith("translation") and cfg.optimization.sentence_avg:
         raise UserError("--sentence-avg would count the rows that only fill up a batch: leave it out.")
     criterion = cfg.criterion
@@ -147,6 +152,17 @@ def check(kind: str, cfg: Any, which: str, mode: str) -> None:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} takes all predictions off the device: leave it out, and score the checkpoint.")
     _check_data(task, cfg.task)
+
+
+def _is_a_table(seconds_per_update: str | None) -> bool:
+    """Whether it is not a number, as `BudgetedRun` sees it."""
+    if seconds_per_update is None:
+        return False
+    try:
+        float(seconds_per_update)
+    except ValueError:
+        return True
+    return False
 
 
 def _check_data(task: str, section: Any) -> None:

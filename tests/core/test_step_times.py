@@ -238,6 +238,18 @@ def test_bad_settings_are_refused(data, change, named):
     assert not (data.parent / "table.csv").exists()
 
 
+def test_one_host_of_a_pod_is_refused(data, monkeypatch):
+    where = {"device": "XLA v3 x 8", "devices": 8, "hosts": 4, "own_memory": True, "machine": "a, b", "torch": "2.9"}
+    monkeypatch.setattr(step_times, "_machine", lambda *asked: where)
+    machine = Machine(room=256)
+    with pytest.raises(UserError, match=r"one of 4 hosts of a pod.* run it on a TPU of one host, or give .* a number"):
+        timed(data, [TINY], machine, device="xla")
+    assert not machine.runs
+    assert not (data.parent / "table.csv").exists()
+    where["hosts"] = 1
+    assert timed(data, [TINY], machine, device="xla")[0].device == "XLA v3 x 8"
+
+
 @pytest.mark.parametrize("missing", ["dict.txt", "train.bin"])
 def test_a_folder_that_is_no_data_is_refused(data, missing):
     (data / missing).unlink()

@@ -123,6 +123,21 @@ def test_flags(monkeypatch, kind, flags, said):
     assert said in sentence(refused)
 
 
+@pytest.mark.parametrize(("hosts", "asked"), [(4, "steps.csv"), (4, "0.5"), (4, None), (1, "steps.csv")])
+def test_a_table_of_one_host_is_not_for_a_pod(monkeypatch, tmp_path, hosts, asked):
+    monkeypatch.setattr(device, "hosts", lambda which: hosts)
+    (tmp_path / "dict.txt").touch()
+    flags = [*MLM, *BATCH, "--budget", "1h", "--budget-clock", "calibrated"]
+    cfg = configuration(str(tmp_path), *flags, *(["--seconds-per-update", asked] if asked else []))
+    if (hosts, asked) == (4, "steps.csv"):
+        with pytest.raises(UserError) as refused:
+            launch.check("pretrain", cfg, "CPU", "spmd")
+        assert sentence(refused).startswith("--seconds-per-update steps.csv: a table holds the times of one host")
+        assert sentence(refused).endswith("this pod has 4: give a number, the seconds of one update on all of them.")
+    else:
+        launch.check("pretrain", cfg, "CPU", "spmd")
+
+
 @pytest.mark.parametrize(
     ("kind", "flags", "name"),
     [

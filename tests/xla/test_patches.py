@@ -93,7 +93,11 @@ def test_every_device_has_its_process_and_they_are_patched(mended, monkeypatch):
     monkeypatch.setattr(distributed_utils, "infer_init_method", lambda section: None)
     monkeypatch.setattr(torch.multiprocessing, "set_sharing_strategy", lambda strategy: None)
     distributed_utils.call_main(cfg, train.main)
-    assert calls == [cfg, (spawn.patched_main, (own, train.main, cfg, {}), None)]
+    assert calls[0] == cfg
+    [(worker, args, processes)] = calls[1:]
+    assert isinstance(worker, spawn.Worker)
+    assert worker.options == own
+    assert (args, processes) == ((train.main, cfg, {}), None)
 
 
 # -- the two that nothing would tell of --

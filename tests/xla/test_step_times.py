@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from launching import environment
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def time_steps(*words: object, devices: int = 2) -> subprocess.CompletedProcess[str]:
+def time_steps(
+    *words: object, devices: int = 2, more: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "train_large.cli", "time-steps", *map(str, words), "--device", "xla"]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(devices), cwd=ROOT, timeout=300)
+    env = environment(devices, more)
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=300)
 
 
 @pytest.mark.slow
@@ -40,3 +44,17 @@ def test_a_batch_that_the_devices_cannot_share(text, tmp_path):
     assert done.returncode == 2
     assert "--batch 3 does not divide by the 2 devices" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_one_host_of_a_pod(text, tmp_path):
+    """A pod cannot be had: the probe is told that there are four hosts, by a module that Python imports first."""
+    (tmp_path / "sitecustomize.py").write_text("from xla import device\ndevice.hosts = lambda which: 4\n")
+    table = tmp_path / "steps.csv"
+    paths = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = time_steps(text, "1l_64h", "--batch", 8, "--length", 16, "--out", table, more=paths)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()[-1:]
+    assert "--device xla: this is one of 4 hosts of a pod" in line
+    assert "run it on a TPU of one host, or give the run on the pod a number" in line
+    assert "Traceback" not in done.stderr
+    assert not table.exists()

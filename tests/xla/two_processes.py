@@ -8,10 +8,12 @@ python two_processes.py FOLDER DATA [flags of xla.pretrain]
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +103,19 @@ class Seen:
         torch.save(weights, folder / f"model{rank}.pt")
 
 
-def worker(rank: int, folder: str, main: Callable[..., None], args: tuple[Any, ...]) -> None:
-    Gloo(folder, rank).take_their_place()
-    seen = Seen()
-    main(rank, *args)
-    seen.write(Path(folder), rank)
+def worker(folder: str, main: Callable[..., None], args: tuple[Any, ...], rank: int) -> None:
+    """In a thread of its own, as torch-xla does it."""
+
+    def run() -> None:
+        Gloo(folder, rank).take_their_place()
+        seen = Seen()
+        try:
+            main(rank, *args)
+        finally:
+            seen.write(Path(folder), rank)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(run).result()
 
 
 def start(folder: str, arguments: list[str]) -> None:
@@ -113,8 +123,11 @@ def start(folder: str, arguments: list[str]) -> None:
     from xla import device, launch
 
     def spawn(main: Callable[..., None], args: tuple[Any, ...], nprocs: int | None = None) -> None:
+        """As `run_multiprocess` (torch_xla/_internal/pjrt.py:125, 2.9.0)."""
         assert nprocs is None, "torch-xla 2 starts one process for each device, or one"
-        torch.multiprocessing.spawn(worker, (folder, main, args), nprocs=PROCESSES)
+        context = torch.multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(PROCESSES, mp_context=context) as processes:
+            list(processes.map(functools.partial(worker, folder, main, args), range(PROCESSES)))
 
     xmp.spawn = spawn
     device.local_devices = lambda which: PROCESSES
