@@ -7,8 +7,10 @@ State-dict names and computation are stock RoBERTa's, so stock fairseq loads an 
 
 from __future__ import annotations
 
+import logging
 from argparse import ArgumentParser, Namespace
 from functools import partial
+from typing import Any
 
 import torch
 from fairseq.data import Dictionary
@@ -19,11 +21,14 @@ from fairseq.utils import safe_getattr
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from fairseq_plugins.models import fast_encoder
 from fairseq_plugins.models.narrow_attention import reshape_layers
 from train_large.compression.structures import parse_per_layer
 from train_large.data.dictionary import digest
 from train_large.errors import UserError
 from train_large.sizes import ROBERTA, SHARING, Size, default_ffn, default_heads
+
+logger = logging.getLogger(__name__)
 
 MODEL = "prenorm_roberta"
 DEFAULT = Size(12, 768)
@@ -38,6 +43,8 @@ class PrenormRobertaModel(RobertaModel):
     Losses, heads, finetuning and loading are inherited. Sharing makes layers one module under several names: the
     optimizer sees it once (`parameters()`), a checkpoint holds it under every name.
     """
+
+    _reason_told: str | None = "nothing yet"
 
     @classmethod
     def hub_models(cls) -> dict[str, str]:
@@ -75,6 +82,17 @@ class PrenormRobertaModel(RobertaModel):
             help="standard deviation of the embeddings at the start (0.02 as in BERT; narrow models want more)",
         )
         parser.add_argument(
+            "--no-fast-layers",
+            action="store_true",
+            help="compute as fairseq does, not by this project's quicker layers",
+        )
+        parser.add_argument(
+            "--matmul-precision",
+            choices=fast_encoder.PRECISIONS,
+            help="matrix products of the quicker layers in training: bf16, fp32, or auto, which is bf16 where the CPU "
+            "multiplies it; weights, their gradients, norms and validation are fp32 in any case",
+        )
+        parser.add_argument(
             "--position-init",
             choices=POSITION_INIT,
             help="the position embeddings at the start: random as in BERT, or sinusoids; both are learned",
@@ -96,6 +114,50 @@ class PrenormRobertaModel(RobertaModel):
         share_layers(model.encoder.sentence_encoder.layers, args.share_layers)
         init_embeddings(model.encoder.sentence_encoder, args.embedding_std, args.position_init)
         return model
+
+    def is_fast(self) -> bool:
+        """Whether the next forward pass goes the quick way. In training the log says so, and why not."""
+        asked = not self.args.no_fast_layers
+        reason = fast_encoder.unsupported(self.encoder.sentence_encoder) if asked else "of --no-fast-layers"
+        if self.training and reason != self._reason_told:
+            self._reason_told = reason
+            dtype = fast_encoder.products_dtype(self.args.matmul_precision)
+            name = str(dtype).removeprefix("torch.")
+            logger.info(f"layers: {f'fast, products in {name}' if reason is None else f'of fairseq, because {reason}'}")
+        return reason is None
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        features_only: bool = False,
+        return_all_hiddens: bool = False,
+        classification_head_name: str | None = None,
+        masked_tokens: Tensor | None = None,
+        masked_targets: Tensor | None = None,
+        **unused: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """As `RobertaModel.forward` (fairseq/models/roberta/model.py:244, 0.12.3.1), and by quicker layers where they
+        can do it.
+
+        With `masked_targets`, (N,), for the N positions of `masked_tokens`, (B, L), the first result is the sum of
+        their cross-entropies in place of their logits; where `is_fast()`.
+        """
+        if return_all_hiddens or not self.is_fast():
+            return super().forward(
+                *(src_tokens, features_only, return_all_hiddens, classification_head_name),
+                masked_tokens=masked_tokens,
+                **unused,
+            )
+        precision = self.args.matmul_precision
+        x = fast_encoder.features(self.encoder.sentence_encoder, src_tokens, precision)
+        if classification_head_name is not None:
+            x = self.classification_heads[classification_head_name](x)
+        elif masked_targets is not None:
+            dtype = fast_encoder.products_dtype(precision) if self.training else torch.float32
+            x = fast_encoder.masked_lm_loss(self.encoder.lm_head, x[masked_tokens], masked_targets, dtype)
+        elif not features_only:
+            x = self.encoder.output_layer(x, masked_tokens=masked_tokens)
+        return x, {"inner_states": None}
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         """Refuse weights that differ between layers which share them here: loading would keep the last one's."""
@@ -184,6 +246,12 @@ def prenorm_roberta(args: Namespace | DictConfig) -> None:
     args.position_init = safe_getattr(args, "position_init", "random")
     if args.position_init not in POSITION_INIT:
         raise ValueError(f"--position-init {args.position_init}: give one of {', '.join(POSITION_INIT)}.")
+    args.no_fast_layers = safe_getattr(args, "no_fast_layers", False)
+    args.matmul_precision = safe_getattr(args, "matmul_precision", "auto")
+    if args.matmul_precision not in fast_encoder.PRECISIONS:
+        raise ValueError(
+            f"--matmul-precision {args.matmul_precision}: give one of {', '.join(fast_encoder.PRECISIONS)}."
+        )
     args.share_layers = safe_getattr(args, "share_layers", "none")
     if args.share_layers not in SHARING:
         raise ValueError(f"--share-layers {args.share_layers}: give one of {', '.join(SHARING)}.")

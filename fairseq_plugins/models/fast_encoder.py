@@ -1,0 +1,130 @@
+"""The quick way through a pre-norm RoBERTa on a CPU: what can take it, the encoder, and the masked LM's loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fairseq_plugins.models.cheap_dropout import dropout
+from fairseq_plugins.models.fast_layer import NAMES, Setting, encoder_layer, parameters_of, tokens_of
+
+PRECISIONS = ("auto", "bf16", "fp32")
+ROWS = 1024  # of the vocabulary's logits at a time: 200 MB for the largest vocabulary
+
+
+def has_bf16_instructions() -> bool:
+    """Whether this CPU multiplies bf16 itself; else bf16 is slower than fp32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def products_dtype(precision: str) -> torch.dtype:
+    """The type of matrix products in training for --matmul-precision: `auto` is bf16 where the CPU multiplies it."""
+    bf16 = precision == "bf16" or (precision == "auto" and has_bf16_instructions())
+    return torch.bfloat16 if bf16 else torch.float32
+
+
+def unsupported(encoder: nn.Module) -> str | None:
+    """Because of what `encoder`, a TransformerEncoder of fairseq's, cannot go the quick way; None if it can."""
+    weight = encoder.embed_tokens.weight
+    if weight.device.type != "cpu":
+        return f"the model is on {weight.device.type}, and the fast ones are for CPUs"
+    if weight.dtype != torch.float32:
+        return f"the weights are {str(weight.dtype).removeprefix('torch.')}, not float32"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    if encoder.quant_noise is not None or encoder.encoder_layerdrop or encoder.layer_norm is None:
+        return "of quantization noise, layers that are dropped, or layers that norm their output"
+    for layer in encoder.layers:
+        reason = _unsupported_layer(layer)
+        if reason:
+            return reason
+    return None
+
+
+def _unsupported_layer(layer: Any) -> str | None:
+    attention = layer.self_attn
+    if "forward" in vars(layer) or "forward" in vars(attention):
+        return "layers are wrapped by something else"
+    if any(type(layer.get_submodule(name)) is not nn.Linear for name in NAMES):
+        return "of quantization noise, or linear layers of another kind"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules()):
+        return "of hooks on a layer, which would not be called"
+    if layer.activation_fn is not F.gelu and getattr(layer.activation_fn, "__name__", "") != "gelu":
+        return "of an activation that is not gelu"
+    if layer.activation_dropout_module.p or not layer.normalize_before or layer.return_fc:
+        return "of dropout of activations, or a layer that norms its output"
+    if attention.bias_k is not None or attention.add_zero_attn:
+        return "of attention to keys that are no tokens"
+    return None
+
+
+def features(encoder: Any, src_tokens: Tensor, precision: str) -> Tensor:
+    """(B, L, H): `TransformerEncoder.forward` (fairseq/models/transformer/transformer_encoder.py:143, 0.12.3.1).
+
+    Padding is not computed: its features are those of no token, 0 before the last norm. Validation is in fp32.
+    """
+    training = encoder.training
+    dtype = products_dtype(precision) if training else torch.float32
+    batch, length = src_tokens.shape
+    padding = src_tokens.eq(encoder.padding_idx)
+    tokens = tokens_of(padding if bool(padding.any()) else None, batch, length)
+    x_BxLxH = encoder.embed_scale * encoder.embed_tokens(src_tokens)
+    if encoder.embed_positions is not None:
+        x_BxLxH = x_BxLxH + encoder.embed_positions(src_tokens)
+    x = tokens.gather(x_BxLxH.view(batch * length, -1))
+    if encoder.layernorm_embedding is not None:
+        x = encoder.layernorm_embedding(x)
+    x = dropout(x, encoder.dropout_module.p if training else 0.0)
+    for layer in encoder.layers:
+        x = encoder_layer(x, tokens, _setting(layer, training, dtype), parameters_of(layer))
+    return encoder.layer_norm(tokens.spread(x)).view(batch, length, -1)
+
+
+def _setting(layer: Any, training: bool, dtype: torch.dtype) -> Setting:
+    rates = (layer.dropout_module.p, layer.self_attn.dropout_module.p) if training else (0.0, 0.0)
+    norms = layer.self_attn_layer_norm.eps, layer.final_layer_norm.eps
+    return Setting(layer.self_attn.num_heads, *rates, dtype, norms)
+
+
+def masked_lm_loss(head: Any, features_NxH: Tensor, targets_N: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of the cross-entropies that `RobertaLMHead.forward` (fairseq/models/roberta/model.py:484, 0.12.3.1) would
+    give for N masked positions, without the logits of all of them in memory."""
+    x = F.linear(features_NxH.to(dtype), head.dense.weight.to(dtype), head.dense.bias.to(dtype)).float()
+    x = head.layer_norm(head.activation_fn(x))
+    return VocabularyLoss.apply(x, head.weight, head.bias, targets_N, dtype)
+
+
+class VocabularyLoss(torch.autograd.Function):
+    """Summed cross-entropy of `x` (N, H) times the vocabulary (V, H). The gradients are made in the forward pass, from
+    the logits of `ROWS` positions at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:  # type: ignore[override]
+        w = weight.to(dtype)
+        needed = any(ctx.needs_input_grad)
+        dx = torch.empty_like(x) if needed else None
+        dweight = torch.zeros_like(weight) if needed else None
+        dbias = torch.zeros_like(bias) if needed else None
+        total = x.new_zeros(())
+        for start in range(0, len(x), ROWS):
+            rows, wanted = x[start : start + ROWS].to(dtype), targets[start : start + ROWS, None]
+            log_probabilities = F.linear(rows, w).float().add_(bias).log_softmax(-1)
+            total -= log_probabilities.gather(1, wanted).sum()
+            if needed:
+                dlogits = log_probabilities.exp_()
+                dlogits.scatter_add_(1, wanted, dlogits.new_full((), -1).expand(wanted.shape))
+                dbias += dlogits.sum(0)
+                dlogits = dlogits.to(dtype)
+                dx[start : start + ROWS] = dlogits @ w
+                dweight += dlogits.t() @ rows
+        ctx.save_for_backward(dx, dweight, dbias)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        scale = float(grad)
+        grads = ctx.saved_tensors
+        return tuple(grads if scale == 1 else [scale * each for each in grads]) + (None, None)

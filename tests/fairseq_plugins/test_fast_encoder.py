@@ -1,0 +1,198 @@
+"""The quick way through the model: the same losses and gradients, taken where it can be, and a reason where not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_models import ROOT, SMALL, build
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fairseq_plugins.models import fast_encoder
+
+WITHOUT_DROPOUT = ("--dropout", "0", "--attention-dropout", "0", "--matmul-precision", "fp32")
+
+
+def tokens(padded: bool = True) -> Tensor:
+    drawn = torch.randint(4, 50, (3, 12), generator=torch.Generator().manual_seed(1))
+    if padded:
+        drawn[1, 9:] = drawn[2, 5:] = 1
+    return drawn
+
+
+def pair(*flags: str) -> tuple[nn.Module, nn.Module]:
+    """The model as it is and by fairseq's own layers, with the same weights."""
+    mine, theirs = (
+        build("prenorm_roberta", *SMALL, *flags),
+        build("prenorm_roberta", *SMALL, *flags, "--no-fast-layers"),
+    )
+    assert mine.is_fast()
+    assert not theirs.is_fast()
+    theirs.load_state_dict(mine.state_dict())
+    return mine, theirs
+
+
+def assert_same_gradients(mine: nn.Module, theirs: nn.Module) -> None:
+    for (name, one), other in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+        if other.grad is None:
+            assert one.grad is None, name
+        else:
+            size = max(1.0, float(other.grad.abs().max()))
+            assert float((one.grad - other.grad).abs().max()) < 2e-5 * size, name
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--share-layers", "all"), ("--layer-heads", "2,4,1", "--layer-ffn", "9,128,64"), ("--no-embedding-norm",)],
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_logits_loss_and_gradients_are_those_of_fairseqs_layers(flags, padded):
+    mine, theirs = pair(*WITHOUT_DROPOUT, *flags)
+    source = tokens(padded)
+    real = source.ne(1)
+    with torch.no_grad():
+        for training in (True, False):
+            found, expected = (model.train(training)(source)[0][real] for model in (mine, theirs))
+            assert torch.allclose(found, expected, atol=1e-5)
+    masked = real & (torch.rand(source.shape) < 0.4)
+    targets = torch.randint(4, 50, (int(masked.sum()),))
+    loss, _ = mine.train()(source, masked_tokens=masked, masked_targets=targets)
+    logits, _ = theirs.train()(source, masked_tokens=masked)
+    expected = F.cross_entropy(logits, targets, reduction="sum")
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    (loss / 3).backward()
+    (expected / 3).backward()
+    assert_same_gradients(mine, theirs)
+
+
+def test_without_masked_positions_the_loss_is_zero_and_every_weight_has_a_gradient():
+    """Which several workers wait for."""
+    mine, _ = pair(*WITHOUT_DROPOUT)
+    source = tokens()
+    loss, _ = mine.train()(source, masked_tokens=torch.zeros_like(source).bool(), masked_targets=source[:0, 0])
+    loss.backward()
+    assert float(loss) == 0
+    assert all(float(parameter.grad.abs().sum()) == 0 for parameter in mine.parameters())
+
+
+def test_classification_heads_get_the_same_features():
+    mine, theirs = pair(*WITHOUT_DROPOUT)
+    for model in (mine, theirs):
+        torch.manual_seed(3)
+        model.register_classification_head("topic", num_classes=3)
+    found, expected = (model.eval()(tokens(), classification_head_name="topic")[0] for model in (mine, theirs))
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_hidden_states_are_fairseqs_to_tell():
+    mine, _ = pair()
+    _, extra = mine.eval()(tokens(), return_all_hiddens=True)
+    assert len(extra["inner_states"]) == 4
+
+
+def test_validation_is_in_fp32_whatever_training_is():
+    mine, theirs = pair("--matmul-precision", "bf16", "--dropout", "0", "--attention-dropout", "0")
+    real = tokens().ne(1)
+    with torch.no_grad():
+        expected = theirs.eval()(tokens())[0][real]
+        assert torch.allclose(mine.eval()(tokens())[0][real], expected, atol=1e-5)
+        in_training = mine.train()(tokens())[0][real]
+    assert not torch.allclose(in_training, expected, atol=1e-5)
+    assert torch.allclose(in_training, expected, atol=0.1)
+
+
+def test_auto_is_bf16_where_the_cpu_multiplies_it(monkeypatch):
+    assert [fast_encoder.products_dtype(name) for name in ("bf16", "fp32")] == [torch.bfloat16, torch.float32]
+    for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(fast_encoder, "has_bf16_instructions", lambda has=has: has)
+        assert fast_encoder.products_dtype("auto") == expected
+
+
+def test_a_cpu_that_multiplies_bf16_is_known():
+    """Against what the kernel of Linux says of it."""
+    with open("/proc/cpuinfo") as info:
+        flags = next((line.split() for line in info if line.startswith("flags")), None)
+    if flags is None:
+        pytest.skip("this kernel does not tell")
+    assert fast_encoder.has_bf16_instructions() == bool({"avx512_bf16", "amx_bf16", "amx_tile"} & set(flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--activation-fn", "relu"), "gelu"),
+        (("--activation-dropout", "0.1"), "dropout of activations"),
+        (("--quant-noise-pq", "0.1"), "quantization noise"),
+        (("--encoder-layerdrop", "0.1"), "dropped"),
+    ],
+)
+def test_what_the_quick_way_cannot_do_goes_fairseqs(flags, reason):
+    model = build("prenorm_roberta", *SMALL, *flags)
+    assert reason in fast_encoder.unsupported(model.encoder.sentence_encoder)
+    assert not model.is_fast()
+    model.train()(tokens())[0].sum().backward()
+
+
+def test_hooks_are_called():
+    model = build("prenorm_roberta", *SMALL)
+    called: list[nn.Module] = []
+    model.encoder.sentence_encoder.layers[1].fc1.register_forward_hook(lambda module, *_: called.append(module))
+    model(tokens())
+    assert len(called) == 1
+
+
+def test_weights_that_are_not_fp32_and_autocast_go_fairseqs():
+    model = build("prenorm_roberta", *SMALL)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "autocast" in fast_encoder.unsupported(model.encoder.sentence_encoder)
+    assert "float64" in fast_encoder.unsupported(model.double().encoder.sentence_encoder)
+    assert "meta" in fast_encoder.unsupported(model.to("meta").encoder.sentence_encoder)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 9), st.integers(1, 4), st.floats(0.1, 3))
+def test_the_loss_of_the_vocabulary_is_its_cross_entropy_whatever_the_rows_at_a_time(number, rows, scale):
+    torch.manual_seed(number)
+    x, weight, bias = torch.randn(number, 5), torch.randn(11, 5), torch.randn(11)
+    things = [thing.requires_grad_() for thing in (x, weight, bias)]
+    targets = torch.randint(11, (number,))
+    expected = F.cross_entropy(x @ weight.t() + bias, targets, reduction="sum")
+    kept, fast_encoder.ROWS = fast_encoder.ROWS, rows
+    try:
+        found = fast_encoder.VocabularyLoss.apply(*things, targets, torch.float32)
+    finally:
+        fast_encoder.ROWS = kept
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5, abs=1e-6)
+    for mine, theirs in zip(
+        torch.autograd.grad(found * scale, things), torch.autograd.grad(expected * scale, things), strict=True
+    ):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "layers: fast, products in {auto}"),
+        (("--matmul-precision", "fp32"), "layers: fast, products in float32"),
+        (("--no-fast-layers",), "layers: of fairseq, because of --no-fast-layers"),
+        (("--activation-dropout", "0.1"), "layers: of fairseq, because of dropout of activations"),
+    ],
+)
+def test_a_run_says_which_way_it_goes(text, tmp_path, flags, said):
+    """And it does not leave the quick way without a reason."""
+    command = [sys.executable, "-m", "fairseq_cli.train", str(text), "--user-dir", "fairseq_plugins", "--cpu"]
+    command += ["--task", "masked_lm", "--criterion", "budgeted_masked_lm", "--arch", "prenorm_roberta", *SMALL]
+    command += ["--tokens-per-sample", "16", "--batch-size", "4", "--max-update", "3", "--lr", "0.001", *flags]
+    command += ["--optimizer", "fused_adam", "--save-dir", str(tmp_path), "--no-save", "--disable-validation"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    bf16 = fast_encoder.has_bf16_instructions()
+    [line] = [line for line in (run.stdout + run.stderr).splitlines() if "layers: " in line]
+    assert said.format(auto="bfloat16" if bf16 else "float32") in line
+    assert "fused_adam: torch's fused kernel" in run.stdout + run.stderr
