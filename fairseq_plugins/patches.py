@@ -28,6 +28,7 @@ from fairseq.trainer import Trainer
 from fairseq_plugins import budgeted_run
 from fairseq_plugins.lazy_run import LazyRun
 from fairseq_plugins.loading import check_before_loading
+from fairseq_plugins.masking import make_masked_batches_whole
 from fairseq_plugins.run import fail
 
 
@@ -252,3 +253,4 @@ announce_validation()
 announce_loading()
 announce_saving()
 announce_updates_of_a_lazy_device()
+make_masked_batches_whole()
