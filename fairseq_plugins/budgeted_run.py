@@ -11,6 +11,8 @@ import atexit
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from fairseq_plugins.run import (
     stop_after_this_update,
     user_errors_end_the_run,
 )
-from train_large import runlog, sigterm
+from train_large import runlog
 from train_large.budget import Budget, TrainClock, WallClock, parse_duration
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,6 @@ class BudgetedRun:
         self._terminated = False
         self._after_update: list[Callable[[], None]] = []
         self._validation: tuple[str, Any] | None = None  # subset in hand, and the meters of it
-        self._wall_logged = 0.0  # by the starts before this one
         self._agreed = 0.0  # seconds of budget used, as all workers see it
         self._tail = 0.0  # from the last forward of an update to its end
         self._forward_at = 0.0
@@ -80,8 +81,6 @@ class BudgetedRun:
         """`Trainer.train_step` begins (it calls `criterion.train()`), before any forward."""
         if not self.has_begun:
             self._begin()
-            for listener in self._after_update:
-                listener()  # the workers may have come to another agreement than each had for itself
         self.finish_validation()
         self.clock.begin_update()
 
@@ -168,13 +167,16 @@ class BudgetedRun:
         """The checkpoint, if there was one, has been loaded; `saved` has the meters of the run that goes on from it.
 
         fairseq does not restore them from a checkpoint of the end of an epoch (fairseq/trainer.py:645, 0.12.3.1), and
-        the budget would begin anew.
+        the budget would begin anew. The log is read here, before anybody has written to it, and by the first worker
+        alone, who may be the only one that sees it: all must begin with the same budget used.
         """
         own = {_METER.format(name) for name in runlog.COUNTERS}
         for _, key, _, state in saved.get("default", []):
             if key in own:
                 _put(key, state["val"])
-        self._wall_logged = self._logged_wall_seconds()  # before the first worker of this start goes on with it
+        self._prepare()
+        wall = max(self.counters["wall_seconds"], self._logged_wall_seconds() if self._is_master else 0.0)
+        _put(_METER.format("wall_seconds"), self._of_first_worker(wall))
         self._prepare()
         if self.budget.is_over(self._agreed):
             logger.info(
@@ -228,18 +230,23 @@ class BudgetedRun:
             logger.info(f"stopping: {reason} after {updates:.0f} updates, {seconds:.2f} s of training")
         stop_after_this_update(self.root)
 
+    def take_sigterm(self) -> None:
+        """SIGTERM has come, to this process or to the one that started it: save at the next reading, and end."""
+        if not self._terminated:
+            logger.warning("SIGTERM: saving after the update in hand; a second one ends the run at once")
+        self._terminated = True
+
     def _terminate(self) -> None:
         self.stop("SIGTERM")
-        sigterm.end_run()
         # Whoever sent the signal may send SIGKILL next: save at once, without the validation that fairseq does before
         # it stops.
         self.root.dataset.disable_validation = True
 
-    def _on_sigterm(self) -> None:
+    def _on_sigterm(self, signum: int, frame: Any) -> None:
         if os.getpid() != self._pid:  # a data loader's worker has inherited the handler
-            sigterm.die()
-        logger.warning("SIGTERM: saving after the update in hand; a second one ends the run at once")
-        self._terminated = True
+            _die_of_sigterm()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.take_sigterm()
 
     # -- inner workings --
 
@@ -249,40 +256,31 @@ class BudgetedRun:
             return
         if self.root is None:
             fail("a budgeted criterion needs a fairseq-train run around it.")
+        distributed = self.root.distributed_training
+        self._world_size = distributed.distributed_world_size
+        self._is_master = distributed.distributed_rank == 0
         with user_errors_end_the_run():
             self.budget = Budget(self._limit_seconds, str(self.section.budget_clock), self._seconds_per_update())
         meters = metrics.get_meters("default") or {}
         for name in runlog.COUNTERS:
             meter = meters.get(_METER.format(name))
             self.counters[name] = meter.val if meter is not None else 0
-        if self.counters["updates"]:
-            self.counters["wall_seconds"] = max(self.counters["wall_seconds"], self._wall_logged)
         self._agreed = self._used()
 
     def _begin(self) -> None:
         """The first update of this process is about to begin, and everything there was to load has been loaded."""
         self._prepare()
         self.has_begun = True
-        distributed = self.root.distributed_training
-        self._world_size = distributed.distributed_world_size
-        self._is_master = distributed.distributed_rank == 0
         self._log_interval = self.root.common.log_interval
         self._max_update = self.root.optimization.max_update
         self._first_subset = self.root.dataset.valid_subset.split(",")[0]
         self._pid = os.getpid()
         self.clock = TrainClock(self.counters["train_seconds"], timer_for(self.root))
         self._wall = WallClock(self.counters["wall_seconds"])
-        self._agreed = self._agree(self._agreed)
-        sigterm.listen(self._on_sigterm)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
         self._log("resume" if self.counters["updates"] else "start", **self._facts())
         atexit.register(self.finish)
-
-    def _agree(self, seconds: float) -> float:
-        """What the first worker says of the seconds of budget used, in every worker's place."""
-        if self._world_size == 1:
-            return seconds
-        group = distributed_utils.get_data_parallel_group()
-        return float(distributed_utils.broadcast_object(seconds, src_rank=0, group=group))
 
     def finish(self) -> None:
         """The process ends: write what is still to be written. Does nothing the second time."""
@@ -293,7 +291,7 @@ class BudgetedRun:
         self.finish_validation()
         self._log("stop", reason=self._stop_reason or "ended")
         if self._stop_reason == "SIGTERM":
-            sigterm.die()  # the run is not finished, so the process must not say that it succeeded
+            _die_of_sigterm()  # the run is not finished, so the process must not say that it succeeded
 
     def _now(self) -> float:
         """Seconds of budget used at this moment."""
@@ -340,9 +338,16 @@ class BudgetedRun:
 
     def _logged_wall_seconds(self) -> float:
         """The wall clock goes on through work that a kill has lost; only the log knows of it."""
-        if not self._log_path.exists():
+        if not self.counters["updates"] or not self._log_path.exists():
             return 0.0
         return max((line["wall_seconds"] for line in runlog.read_all(str(self._log_path))), default=0.0)
+
+    def _of_first_worker(self, seconds: float) -> float:
+        """What the first worker gives here, on every worker; all must ask."""
+        if self._world_size == 1:
+            return seconds
+        group = distributed_utils.get_data_parallel_group()
+        return distributed_utils.broadcast_object(seconds, src_rank=0, group=group)
 
     def _seconds_per_update(self) -> float | None:
         """--seconds-per-update as a number, or from the table of `train-large time-steps`."""
@@ -391,3 +396,8 @@ def _put(key: str, value: float) -> None:
     if key not in meters:
         meters.add_meter(key, AverageMeter(), 10_000)
     meters[key].update(value, 0)
+
+
+def _die_of_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -148,9 +148,6 @@ class LazyRun(BudgetedRun):
         )
         return [dict(zip(names, row, strict=True)) for row in numbers.tolist()]
 
-    def _agree(self, seconds: float) -> float:
-        return self._over_workers(seconds, False)[0]
-
     def _over_workers(self, used: float, terminated: bool) -> tuple[float, bool]:
         """The first worker's seconds, and whether any worker is to end: the same on all of them."""
         if self._is_alone():
@@ -164,6 +161,9 @@ class LazyRun(BudgetedRun):
             own = _sum_over_hosts(own)
         used, ended = own.tolist()
         return used, ended > 0
+
+    def _of_first_worker(self, seconds: float) -> float:
+        return self._over_workers(seconds, False)[0]
 
     def _is_alone(self) -> bool:
         """Whether no other process takes part: neither a worker of fairseq's nor, under SPMD, another host."""

@@ -21,13 +21,13 @@ import pytest
 import torch
 from fairseq import checkpoint_utils, options
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
-from fairseq.criterions.masked_lm import MaskedLmLoss
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
 
 import fairseq_plugins
 from fairseq_plugins import budgeted_run
+from fairseq_plugins.criterions.masked_lm import QuickMaskedLmLoss
 from train_large import budget, flops, runlog, step_times
 from train_large.sizes import Size
 
@@ -108,7 +108,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
 
         monkeypatch.setattr(owner, name, slow)
 
-    for criterion in (MaskedLmLoss, LabelSmoothedCrossEntropyCriterion):
+    for criterion in (QuickMaskedLmLoss, LabelSmoothedCrossEntropyCriterion):
         costs(criterion, "forward", lambda criterion: 1 if criterion.training else 10)
     costs(Trainer, "save_checkpoint", lambda _: 100)
     monkeypatch.setattr(budgeted_run, "TrainClock", lambda seconds, timer: budget.TrainClock(seconds, fake, fake.now))
@@ -465,3 +465,25 @@ def test_two_workers_stop_together_and_agree_with_one(text, tmp_path):
     timed = runlog.read(tmp_path / "timed" / runlog.NAME)
     assert of_kind(timed, "resume")[0]["updates"] == len(rates[0])
     assert timed[-1]["updates"] == len(rates[0]) + len(more[0])
+
+
+@pytest.mark.slow
+def test_two_workers_that_go_on_begin_with_the_same_wall_clock(text, tmp_path):
+    """Though the first one has written to the log before the second one begins."""
+    script = Path(__file__).with_name("two_workers.py")
+    flags = [text, *MLM, "--budget", "100s", "--budget-clock", "wall", "--user-dir", USER_DIR, "--disable-validation"]
+
+    def rates(updates: int, **more: str) -> list[list[float]]:
+        """Of each worker, by update."""
+        command = [sys.executable, script, tmp_path, *flags, "--max-update", updates, "--save-dir", tmp_path]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return [[float(word) for word in (tmp_path / f"rates{rank}").read_text().split()] for rank in (0, 1)]
+
+    rates(3)
+    used = runlog.read(tmp_path / runlog.NAME)[-1]["wall_seconds"]
+    first, second = rates(6, LATE="1")
+    assert first == second
+    assert first[0] == pytest.approx(0.01 * budget.warmup_then_linear(used / 100, 0.2))
+    assert len(first) == 3

@@ -2,11 +2,15 @@
 FOLDER/ratesRANK.
 
 python two_workers.py FOLDER DATA [flags of fairseq-train]
+
+With LATE in the environment, the second worker begins its first epoch two seconds later than the first one.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import torch.multiprocessing
@@ -26,6 +30,15 @@ def worker(rank: int, folder: str, arguments: list[str]) -> None:
         return upstream(self, samples, raise_oom)
 
     Trainer.train_step = train_step
+    if rank and "LATE" in os.environ:
+        begin = Trainer.begin_epoch
+
+        def begin_epoch(self: Trainer, epoch: int) -> None:
+            if not rates:
+                time.sleep(2)
+            begin(self, epoch)
+
+        Trainer.begin_epoch = begin_epoch
     parallel = ["--distributed-world-size", "2", "--distributed-rank", str(rank), "--distributed-backend", "gloo"]
     parallel += [
         "--distributed-init-method",

@@ -56,11 +56,17 @@ def plain(data: Path, *flags: str, save_dir: Path, check: bool = True) -> subpro
     return run(command, environment(), check)
 
 
-def two_processes(data: Path, *flags: str, save_dir: Path) -> subprocess.CompletedProcess[str]:
+def two_processes(
+    data: Path, *flags: str, save_dir: Path, check: bool = True, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """`launch("pretrain", ...)` by two processes, see `two_processes.py`; what they have seen is in `save_dir`."""
+    return run(starting_two(data, *flags, save_dir=save_dir), environment(more=env), check)
+
+
+def starting_two(data: Path, *flags: str, save_dir: Path) -> list[str]:
     save_dir.mkdir(exist_ok=True)
-    command = [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(save_dir), str(data), *flags]
-    return run([*command, "--save-dir", str(save_dir)], environment(), check=True)
+    script = Path(__file__).with_name("two_processes.py")
+    return [sys.executable, str(script), str(save_dir), str(data), *flags, "--save-dir", str(save_dir)]
 
 
 def observing(kind: str, data: Path, *flags: str, save_dir: Path) -> list[str]:

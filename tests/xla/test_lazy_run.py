@@ -41,13 +41,14 @@ def train(durations: list[float], budget: float) -> tuple[LazyRun, Device]:
         {"budget": f"{budget}s", "budget_clock": "train", "seconds_per_update": None, "target_ppl": None}
     )
     run = LazyRun(section, "loss")
-    run.root = SimpleNamespace(optimization=SimpleNamespace(max_update=0))
+    alone = SimpleNamespace(distributed_world_size=1, distributed_rank=0)
+    run.root = SimpleNamespace(optimization=SimpleNamespace(max_update=0), distributed_training=alone)
     device = Device(list(durations))
     run._prepare()
     run.has_begun = True
     run.clock = ExecutionClock(0.0, device, now=lambda: device.now)
     run._wall = SimpleNamespace(seconds=0.0)
-    run._world_size, run._is_master, run._log_interval, run._max_update = 1, True, 10**9, 0
+    run._log_interval, run._max_update = 10**9, 0
     run._first_reading, run._reading = (0.0, 0.0), (0.0, 0.0, 0.0)
     run._is_alone = lambda: True
     run._log = lambda *args, **kwargs: None

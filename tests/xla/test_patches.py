@@ -31,6 +31,7 @@ from fairseq.tasks import FairseqTask
 from fairseq.trainer import Trainer
 from fairseq_cli import train
 from torch import nn
+from torch_xla._internal import pjrt
 
 from xla import criterions, patches, rematerialization, spawn
 from xla.batches import Shape, pad_batch
@@ -85,7 +86,9 @@ def test_every_device_has_its_process_and_they_are_patched(mended, monkeypatch):
         xmp.spawn(print, nprocs=4)
     monkeypatch.setattr(xmp, "spawn", lambda fn, args=(), nprocs=None: calls.append((fn, args, nprocs)))
     own = patches.Options("spawn", "auto", False)
-    mended(lambda: spawn.listen(own, calls.append), distributed_utils, "call_main", xmp, "spawn")
+    mended(
+        lambda: spawn.listen(own, calls.append), distributed_utils, "call_main", xmp, "spawn", pjrt, "run_multiprocess"
+    )
     section = SimpleNamespace(
         distributed_init_method=None, distributed_world_size=4, distributed_port=-1, pipeline_model_parallel=False
     )
@@ -93,11 +96,7 @@ def test_every_device_has_its_process_and_they_are_patched(mended, monkeypatch):
     monkeypatch.setattr(distributed_utils, "infer_init_method", lambda section: None)
     monkeypatch.setattr(torch.multiprocessing, "set_sharing_strategy", lambda strategy: None)
     distributed_utils.call_main(cfg, train.main)
-    assert calls[0] == cfg
-    [(worker, args, processes)] = calls[1:]
-    assert isinstance(worker, spawn.Worker)
-    assert worker.options == own
-    assert (args, processes) == ((train.main, cfg, {}), None)
+    assert calls == [cfg, (spawn.patched_main, (own, train.main, cfg, {}), None)]
 
 
 # -- the two that nothing would tell of --

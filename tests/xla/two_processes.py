@@ -1,30 +1,33 @@
 """`--mode spawn` on the CPU, for tests: two processes of one device each.
 
-torch-xla's CPU devices have no collectives, so gloo's take their place, and fairseq's processes are started here; all
-else is what `python -m xla.pretrain --mode spawn` does. Each process writes to FOLDER what `Seen` has seen.
+torch-xla's CPU devices have no collectives, so gloo's take their place, and it would start one process; all else is
+what `python -m xla.pretrain --mode spawn` does. Each process writes to FOLDER what `Seen` has seen.
 
 python two_processes.py FOLDER DATA [flags of xla.pretrain]
+
+With LATE in the environment, the second process begins its first update later than the first one.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch_xla
+import torch_xla.core.xla_env_vars as xenv
 import torch_xla.core.xla_model as xm
 import torch_xla.distributed.xla_multiprocessing as xmp
 import torch_xla.runtime as xr
 
 PROCESSES = 2
+SECONDS_LATE = 2
 
 
 class Gloo:
@@ -68,11 +71,12 @@ class Gloo:
 class Seen:
     """What a process has seen of its run.
 
-    FOLDER/seenRANK.json: the learning rate of every update, the kind of its run, whether fairseq's wrapper is around
-    the model, and whether its two tied weights are one. FOLDER/modelRANK.pt: its weights.
+    FOLDER/seenRANK.json: the learning rate of every update, the kind of its run, the seconds of budget that were used
+    when it began, whether fairseq's wrapper is around the model, and whether its two tied weights are one.
+    FOLDER/modelRANK.pt: its weights. FOLDER/pidRANK: its process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, late: bool) -> None:
         from fairseq.trainer import Trainer
 
         self.rates: list[float] = []
@@ -80,6 +84,8 @@ class Seen:
         upstream = Trainer.train_step
 
         def train_step(trainer: Any, samples: Any, raise_oom: bool = False) -> Any:
+            if late and self.trainer is None:
+                time.sleep(SECONDS_LATE)
             self.trainer = trainer
             self.rates.append(trainer.get_lr())
             return upstream(trainer, samples, raise_oom)
@@ -95,6 +101,7 @@ class Seen:
         facts = {
             "rates": self.rates,
             "run": type(budgeted_run.current).__name__,
+            "began_at": budgeted_run.current._first_reading[1],
             "wrapper_is_fairseqs": isinstance(self.trainer.model.module, TPUDistributedDataParallel),
             "tied": encoder.lm_head.weight is encoder.sentence_encoder.embed_tokens.weight,
         }
@@ -103,33 +110,22 @@ class Seen:
         torch.save(weights, folder / f"model{rank}.pt")
 
 
-def worker(folder: str, main: Callable[..., None], args: tuple[Any, ...], rank: int) -> None:
-    """In a thread of its own, as torch-xla does it."""
-
-    def run() -> None:
-        Gloo(folder, rank).take_their_place()
-        seen = Seen()
-        try:
-            main(rank, *args)
-        finally:
-            seen.write(Path(folder), rank)
-
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(run).result()
+def worker(index: int, folder: str, main: Callable[..., None], args: tuple[Any, ...]) -> None:
+    rank = int(os.environ[xenv.PJRT_LOCAL_PROCESS_RANK])
+    Path(folder, f"pid{rank}").write_text(str(os.getpid()))
+    Gloo(folder, rank).take_their_place()
+    seen = Seen(late=rank > 0 and "LATE" in os.environ)
+    main(rank, *args)
+    seen.write(Path(folder), rank)
 
 
 def start(folder: str, arguments: list[str]) -> None:
     os.environ |= {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "1"}
-    from xla import device, launch
+    from xla import device, launch, spawn
 
-    def spawn(main: Callable[..., None], args: tuple[Any, ...], nprocs: int | None = None) -> None:
-        """As `run_multiprocess` (torch_xla/_internal/pjrt.py:125, 2.9.0)."""
-        assert nprocs is None, "torch-xla 2 starts one process for each device, or one"
-        context = torch.multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(PROCESSES, mp_context=context) as processes:
-            list(processes.map(functools.partial(worker, folder, main, args), range(PROCESSES)))
-
-    xmp.spawn = spawn
+    upstream = xmp.spawn
+    xmp.spawn = lambda main, args, nprocs: upstream(worker, (folder, main, args), nprocs)
+    spawn.local_processes = lambda: PROCESSES
     device.local_devices = lambda which: PROCESSES
     device.choose_mode = lambda asked, which: "spawn"  # which it refuses where there are no collectives
     launch.main("pretrain", arguments)
