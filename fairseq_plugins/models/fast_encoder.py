@@ -1,4 +1,4 @@
-"""The quick way through a pre-norm RoBERTa on a CPU: what can take it, the encoder, and the masked LM's loss."""
+"""The quick way through a pre-norm RoBERTa in training on a CPU: what can take it, the layers, the loss of its head."""
 
 from __future__ import annotations
 
@@ -61,13 +61,12 @@ def _unsupported_layer(layer: Any) -> str | None:
     return None
 
 
-def features(encoder: Any, src_tokens: Tensor, precision: str) -> Tensor:
-    """(B, L, H): `TransformerEncoder.forward` (fairseq/models/transformer/transformer_encoder.py:143, 0.12.3.1).
+def features(encoder: Any, src_tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, L, H) in training: `TransformerEncoder.forward` (fairseq/models/transformer/transformer_encoder.py:143,
+    0.12.3.1), with matrix products in `dtype`.
 
-    Padding is not computed: its features are those of no token, 0 before the last norm. Validation is in fp32.
+    Padding is not computed: its features are those of no token, 0 before the last norm.
     """
-    training = encoder.training
-    dtype = products_dtype(precision) if training else torch.float32
     batch, length = src_tokens.shape
     padding = src_tokens.eq(encoder.padding_idx)
     tokens = tokens_of(padding if bool(padding.any()) else None, batch, length)
@@ -77,14 +76,14 @@ def features(encoder: Any, src_tokens: Tensor, precision: str) -> Tensor:
     x = tokens.gather(x_BxLxH.view(batch * length, -1))
     if encoder.layernorm_embedding is not None:
         x = encoder.layernorm_embedding(x)
-    x = dropout(x, encoder.dropout_module.p if training else 0.0)
+    x = dropout(x, encoder.dropout_module.p)
     for layer in encoder.layers:
-        x = encoder_layer(x, tokens, _setting(layer, training, dtype), parameters_of(layer))
+        x = encoder_layer(x, tokens, _setting(layer, dtype), parameters_of(layer))
     return encoder.layer_norm(tokens.spread(x)).view(batch, length, -1)
 
 
-def _setting(layer: Any, training: bool, dtype: torch.dtype) -> Setting:
-    rates = (layer.dropout_module.p, layer.self_attn.dropout_module.p) if training else (0.0, 0.0)
+def _setting(layer: Any, dtype: torch.dtype) -> Setting:
+    rates = layer.dropout_module.p, layer.self_attn.dropout_module.p
     norms = layer.self_attn_layer_norm.eps, layer.final_layer_norm.eps
     return Setting(layer.self_attn.num_heads, *rates, dtype, norms)
 

@@ -116,14 +116,18 @@ class PrenormRobertaModel(RobertaModel):
         return model
 
     def is_fast(self) -> bool:
-        """Whether the next forward pass goes the quick way. In training the log says so, and why not."""
+        """Whether the next forward pass goes the quick way: one of training does, where it can. The log says so, and
+        why not."""
+        if not self.training:
+            return False
         asked = not self.args.no_fast_layers
         reason = fast_encoder.unsupported(self.encoder.sentence_encoder) if asked else "of --no-fast-layers"
-        if self.training and reason != self._reason_told:
+        if reason != self._reason_told:
             self._reason_told = reason
-            dtype = fast_encoder.products_dtype(self.args.matmul_precision)
-            name = str(dtype).removeprefix("torch.")
-            logger.info(f"layers: {f'fast, products in {name}' if reason is None else f'of fairseq, because {reason}'}")
+            dtype = str(fast_encoder.products_dtype(self.args.matmul_precision)).removeprefix("torch.")
+            logger.info(
+                f"layers: {f'fast, products in {dtype}' if reason is None else f'of fairseq, because {reason}'}"
+            )
         return reason is None
 
     def forward(
@@ -148,12 +152,11 @@ class PrenormRobertaModel(RobertaModel):
                 masked_tokens=masked_tokens,
                 **unused,
             )
-        precision = self.args.matmul_precision
-        x = fast_encoder.features(self.encoder.sentence_encoder, src_tokens, precision)
+        dtype = fast_encoder.products_dtype(self.args.matmul_precision)
+        x = fast_encoder.features(self.encoder.sentence_encoder, src_tokens, dtype)
         if classification_head_name is not None:
             x = self.classification_heads[classification_head_name](x)
         elif masked_targets is not None:
-            dtype = fast_encoder.products_dtype(precision) if self.training else torch.float32
             x = fast_encoder.masked_lm_loss(self.encoder.lm_head, x[masked_tokens], masked_targets, dtype)
         elif not features_only:
             x = self.encoder.output_layer(x, masked_tokens=masked_tokens)
