@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairseq_plugins.models import fast_encoder
+from train_large import runlog
 
 WITHOUT_DROPOUT = ("--dropout", "0", "--attention-dropout", "0", "--matmul-precision", "fp32")
 
@@ -185,13 +188,32 @@ def test_the_loss_of_the_vocabulary_is_its_cross_entropy_whatever_the_rows_at_a_
 )
 def test_a_run_says_which_way_it_goes(text, tmp_path, flags, said):
     """And it does not leave the quick way without a reason."""
-    command = [sys.executable, "-m", "fairseq_cli.train", str(text), "--user-dir", "fairseq_plugins", "--cpu"]
-    command += ["--task", "masked_lm", "--criterion", "budgeted_masked_lm", "--arch", "prenorm_roberta", *SMALL]
-    command += ["--tokens-per-sample", "16", "--batch-size", "4", "--max-update", "3", "--lr", "0.001", *flags]
-    command += ["--optimizer", "fused_adam", "--save-dir", str(tmp_path), "--no-save", "--disable-validation"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
+    run = train(text, tmp_path, "--max-update", "3", "--no-save", *flags)
     bf16 = fast_encoder.has_bf16_instructions()
     [line] = [line for line in (run.stdout + run.stderr).splitlines() if "layers: " in line]
     assert said.format(auto="bfloat16" if bf16 else "float32") in line
     assert "fused_adam: torch's fused kernel" in run.stdout + run.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_is_resumed_drops_the_same_numbers(text, tmp_path):
+    def losses(folder: Path) -> list[float]:
+        return [line["loss"] for line in runlog.read(str(folder / runlog.NAME)) if line["kind"] == "train"]
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(text, whole, "--max-update", "8", "--save-interval-updates", "4")
+    resumed.mkdir()
+    shutil.copy(whole / "checkpoint_1_4.pt", resumed / "checkpoint_last.pt")
+    train(text, resumed, "--max-update", "8")
+    assert len(losses(resumed)) == 4
+    assert losses(resumed) == losses(whole)[4:]
+
+
+def train(text: Path, save_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fairseq_cli.train", str(text), "--user-dir", "fairseq_plugins", "--cpu"]
+    command += ["--task", "masked_lm", "--criterion", "budgeted_masked_lm", "--arch", "prenorm_roberta", *SMALL]
+    command += ["--tokens-per-sample", "16", "--batch-size", "4", "--lr", "0.001", "--optimizer", "fused_adam"]
+    command += ["--save-dir", str(save_dir), "--disable-validation", "--log-interval", "1", *flags]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return run
