@@ -50,9 +50,11 @@ def launch(
 
 
 def plain(data: Path, *flags: str, save_dir: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """The same by fairseq-train on the CPU, without torch-xla."""
+    """The same by fairseq-train on the CPU, without torch-xla, and by fairseq's own layers."""
     command = [sys.executable, "-m", "fairseq_cli.train", str(data), *flags, "--save-dir", str(save_dir)]
     command += ["--cpu", "--user-dir", "fairseq_plugins", "--required-batch-size-multiple", "1"]
+    if "prenorm_roberta" in flags:
+        command += ["--no-fast-layers"]
     return run(command, environment(), check)
 
 
