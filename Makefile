@@ -137,6 +137,7 @@ bench: $(STAMP) $(PEERS_STAMP) $(T2T_STAMP) $(XLA_STAMP)  ## speed and size besi
 	PYTHONPATH=. $(PEERS)/bin/python bench/coding.py
 	PYTHONPATH=. $(PEERS)/bin/python bench/file_size.py --demo $(OUT)
 	PYTHONPATH=. $(PEERS)/bin/python bench/limit.py
+	PYTHONPATH=. $(BIN)/python bench/training_speed.py $(OUT)/text/data-bin --peers $(PEERS)/bin/python
 	PYTHONPATH=. $(T2T)/bin/python bench/translation_step.py
 	PYTHONPATH=. $(XLA)/bin/python bench/projection.py
 	PYTHONPATH=.:user_dir_examples/pocket $(BIN)/python bench/rate.py --demo $(OUT) --model runs/downloads/minilm.safetensors
