@@ -1,15 +1,19 @@
-"""The quick way through a pre-norm RoBERTa in training on a CPU: what can take it, the layers, the loss of its head."""
+"""The quick way through a pre-norm RoBERTa in training: what can take it, the layers, the loss of its head."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+from fairseq.modules.checkpoint_activations import _checkpointed_forward
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from fairseq_plugins.models import sdpa_layer
 from fairseq_plugins.models.cheap_dropout import dropout
-from fairseq_plugins.models.fast_layer import NAMES, Setting, encoder_layer, parameters_of, tokens_of
+from fairseq_plugins.models.fast_layer import NAMES, Setting, encoder_layer, parameters_of, queries_of, tokens_of
 
 PRECISIONS = ("auto", "bf16", "fp32")
 ROWS = 1024  # of the vocabulary's logits at a time: 200 MB for the largest vocabulary
@@ -20,20 +24,23 @@ def has_bf16_instructions() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def products_dtype(precision: str) -> torch.dtype:
-    """The type of matrix products in training for --matmul-precision: `auto` is bf16 where the CPU multiplies it."""
-    bf16 = precision == "bf16" or (precision == "auto" and has_bf16_instructions())
-    return torch.bfloat16 if bf16 else torch.float32
+def products_dtype(precision: str, device: str = "cpu") -> torch.dtype:
+    """The type of matrix products in training for --matmul-precision: `auto` is bf16 where the device multiplies it."""
+    if precision == "auto":
+        has = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else has_bf16_instructions()
+        return torch.bfloat16 if has else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def unsupported(encoder: nn.Module) -> str | None:
     """Because of what `encoder`, a TransformerEncoder of fairseq's, cannot go the quick way; None if it can."""
     weight = encoder.embed_tokens.weight
-    if weight.device.type != "cpu":
-        return f"the model is on {weight.device.type}, and the fast ones are for CPUs"
+    device = weight.device.type
+    if device not in ("cpu", "cuda"):
+        return f"the model is on {device}, and the fast ones are for CPUs and GPUs"
     if weight.dtype != torch.float32:
         return f"the weights are {str(weight.dtype).removeprefix('torch.')}, not float32"
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled(device):
         return "autocast is on"
     if encoder.quant_noise is not None or encoder.encoder_layerdrop or encoder.layer_norm is None:
         return "of quantization noise, layers that are dropped, or layers that norm their output"
@@ -46,7 +53,7 @@ def unsupported(encoder: nn.Module) -> str | None:
 
 def _unsupported_layer(layer: Any) -> str | None:
     attention = layer.self_attn
-    if "forward" in vars(layer) or "forward" in vars(attention):
+    if ("forward" in vars(layer) and not _is_checkpointed(layer)) or "forward" in vars(attention):
         return "layers are wrapped by something else"
     if any(type(layer.get_submodule(name)) is not nn.Linear for name in NAMES):
         return "of quantization noise, or linear layers of another kind"
@@ -61,11 +68,19 @@ def _unsupported_layer(layer: Any) -> str | None:
     return None
 
 
-def features(encoder: Any, src_tokens: Tensor, dtype: torch.dtype) -> Tensor:
+def _is_checkpointed(layer: nn.Module) -> bool:
+    """Whether --checkpoint-activations has put its wrapper around `forward` (`checkpoint_wrapper`,
+    fairseq/modules/checkpoint_activations.py:19, 0.12.3.1), and keeps nothing elsewhere."""
+    forward = vars(layer).get("forward")
+    return isinstance(forward, partial) and forward.func is _checkpointed_forward and forward.args[1:] == (False,)
+
+
+def features(encoder: Any, src_tokens: Tensor, dtype: torch.dtype, wanted_BxL: Tensor | None = None) -> Tensor:
     """(B, L, H) in training: `TransformerEncoder.forward` (fairseq/models/transformer/transformer_encoder.py:143,
     0.12.3.1), with matrix products in `dtype`.
 
-    Padding is not computed: its features are those of no token, 0 before the last norm.
+    Padding is not computed: its features are those of no token, 0 before the last norm. With `wanted_BxL`, True at N
+    tokens, the result is theirs alone, (N, H), and of the last layer nothing else is computed but keys and values.
     """
     batch, length = src_tokens.shape
     padding = src_tokens.eq(encoder.padding_idx)
@@ -76,9 +91,17 @@ def features(encoder: Any, src_tokens: Tensor, dtype: torch.dtype) -> Tensor:
     x = tokens.gather(x_BxLxH.view(batch * length, -1))
     if encoder.layernorm_embedding is not None:
         x = encoder.layernorm_embedding(x)
-    x = dropout(x, encoder.dropout_module.p)
-    for layer in encoder.layers:
-        x = encoder_layer(x, tokens, _setting(layer, dtype), parameters_of(layer))
+    on_cpu = x.device.type == "cpu"
+    x = (dropout if on_cpu else F.dropout)(x, encoder.dropout_module.p)
+    layer_forward = encoder_layer if on_cpu else sdpa_layer.encoder_layer
+    queries = None
+    for number, layer in enumerate(encoder.layers, 1):
+        if wanted_BxL is not None and number == len(encoder.layers):
+            queries = queries_of(wanted_BxL, tokens)
+        run = partial(checkpoint, layer_forward, use_reentrant=False) if _is_checkpointed(layer) else layer_forward
+        x = run(x, tokens, _setting(layer, dtype), parameters_of(layer), queries)
+    if queries is not None:
+        return encoder.layer_norm(x[queries.wanted])
     return encoder.layer_norm(tokens.spread(x)).view(batch, length, -1)
 
 

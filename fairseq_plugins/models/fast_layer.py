@@ -52,8 +52,35 @@ def tokens_of(padding_BxL: Tensor | None, batch: int, length: int) -> Tokens:
     if padding_BxL is None:
         return Tokens(batch, length)
     places = padding_BxL.logical_not().flatten().nonzero().flatten()
-    bias = torch.zeros(batch, 1, 1, length).masked_fill_(padding_BxL[:, None, None], -torch.inf)
+    bias = torch.zeros(batch, 1, 1, length, device=padding_BxL.device).masked_fill_(
+        padding_BxL[:, None, None], -torch.inf
+    )
     return Tokens(batch, length, places, bias)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The positions that a layer is computed for, where not all are wanted: Q of each sequence.
+
+    `rows` (B * Q,) says which of the T tokens they are. `wanted` (B * Q,) is False for what fills up the sequences of
+    which fewer are wanted.
+    """
+
+    rows: Tensor
+    wanted: Tensor
+
+
+def queries_of(wanted_BxL: Tensor, tokens: Tokens) -> Queries:
+    """`wanted_BxL` is True at the tokens that are."""
+    numbers_B = wanted_BxL.sum(1)
+    most = max(1, int(numbers_B.max()))
+    places_BxQ = wanted_BxL.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    places = (places_BxQ + torch.arange(tokens.batch, device=places_BxQ.device)[:, None] * tokens.length).flatten()
+    wanted = torch.arange(most, device=numbers_B.device) < numbers_B[:, None]
+    if tokens.places is not None:
+        # The number of tokens up to a place. That of a place without a token, which only fills up, is some token's.
+        places = (torch.searchsorted(tokens.places, places, right=True) - 1).clamp_(min=0)
+    return Queries(places, wanted.flatten())
 
 
 @dataclass(frozen=True)
@@ -73,118 +100,142 @@ def parameters_of(layer: nn.Module) -> list[Tensor]:
     return [parameter for module in modules for parameter in (module.weight, module.bias)]
 
 
-def encoder_layer(x_TxH: Tensor, tokens: Tokens, setting: Setting, parameters: list[Tensor]) -> Tensor:
-    """(T, H) in fp32 of (T, H) in fp32."""
-    return EncoderLayer.apply(x_TxH, tokens, setting, *parameters)
+def encoder_layer(
+    x_TxH: Tensor, tokens: Tokens, setting: Setting, parameters: list[Tensor], queries: Queries | None = None
+) -> Tensor:
+    """(T, H) in fp32 of (T, H) in fp32; with `queries`, only theirs: (B * Q, H)."""
+    (attention, norm1), (network, norm2) = (parameters[:8], parameters[12:14]), (parameters[8:12], parameters[14:])
+    y = Attention.apply(x_TxH, tokens, queries, setting, *attention, *norm1)
+    return FeedForward.apply(y, setting, *network, *norm2)
 
 
-class EncoderLayer(torch.autograd.Function):
+class Attention(torch.autograd.Function):
+    """x + dropout(attention(norm(x))), or only its rows that are `queries`."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tokens: Tokens, setting: Setting, *parameters: Tensor) -> Tensor:  # type: ignore[override]
-        wq, bq, wk, bk, wv, bv, wo, bo, w1, b1, w2, b2, norm1, shift1, norm2, shift2 = parameters
-        dtype, kept = setting.dtype, 1 / (1 - setting.dropout)
-        wo, bo, w1, b1, w2, b2 = (parameter.to(dtype) for parameter in (wo, bo, w1, b1, w2, b2))
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, tokens: Tokens, queries: Queries | None, setting: Setting, *parameters: Tensor
+    ) -> Tensor:
+        wq, bq, wk, bk, wv, bv, wo, bo, scale, shift = parameters
+        dtype, batch, heads = setting.dtype, tokens.batch, setting.heads
+        n, mean, rstd = torch.native_layer_norm(x, x.shape[1:], scale, shift, setting.eps[0])
+        n = n.to(dtype)
         wqkv = torch.cat([weight.to(dtype) for weight in (wq, wk, wv)])
         bqkv = torch.cat([bias.to(dtype) for bias in (bq, bk, bv)])
-
-        n1, mean1, rstd1 = torch.native_layer_norm(x, x.shape[1:], norm1, shift1, setting.eps[0])
-        n1 = n1.to(dtype)
-        qkv = _by_heads(tokens.spread(F.linear(n1, wqkv, bqkv)), 3, tokens, setting.heads)
-        marked = _attention_weights(qkv, tokens, setting)
-        mixed_BAxLxD = torch.bmm(marked.clamp(min=0) if setting.attention_dropout else marked, qkv[2])
-        mixed = tokens.gather(_by_tokens(mixed_BAxLxD[None], tokens, setting.heads))
+        if queries is None:
+            q, k, v = _by_heads(tokens.spread(F.linear(n, wqkv, bqkv)), 3, batch, heads)
+        else:
+            own = len(wq)
+            [q] = _by_heads(F.linear(n[queries.rows], wqkv[:own], bqkv[:own]), 1, batch, heads)
+            k, v = _by_heads(tokens.spread(F.linear(n, wqkv[own:], bqkv[own:])), 2, batch, heads)
+        marked = _attention_weights(q, k, tokens, setting)
+        mixed = _by_tokens(torch.bmm(marked.clamp(min=0) if setting.attention_dropout else marked, v)[None], batch)
+        if queries is None:
+            mixed = tokens.gather(mixed)
         if setting.attention_dropout:
             mixed.mul_(1 / (1 - setting.attention_dropout))
-        branch = F.linear(mixed, wo, bo)
-        keep1 = keep_mask(branch.shape, setting.dropout) if setting.dropout else None
-        y = torch.add(x, branch if keep1 is None else keep_(branch, keep1), alpha=kept)
+        wo = wo.to(dtype)
+        y, keep = _added(x if queries is None else x[queries.rows], F.linear(mixed, wo, bo.to(dtype)), setting.dropout)
+        ctx.tokens, ctx.queries, ctx.setting = tokens, queries, setting
+        ctx.save_for_backward(x, n, mean, rstd, q, k, v, marked, mixed, keep, wqkv, wo, scale, shift)
+        return y
 
-        n2, mean2, rstd2 = torch.native_layer_norm(y, y.shape[1:], norm2, shift2, setting.eps[1])
-        n2 = n2.to(dtype)
-        inner = F.linear(n2, w1, b1)
-        active = F.gelu(inner)
-        branch = F.linear(active, w2, b2)
-        keep2 = keep_mask(branch.shape, setting.dropout) if setting.dropout else None
-        z = torch.add(y, branch if keep2 is None else keep_(branch, keep2), alpha=kept)
-
-        ctx.tokens, ctx.setting = tokens, setting
-        ctx.save_for_backward(
-            *(x, n1, mean1, rstd1, qkv, marked, mixed, keep1, y, n2, mean2, rstd2, inner, active, keep2),
-            *(wqkv, wo, w1, w2, norm1, shift1, norm2, shift2),
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, n, mean, rstd, q, k, v, marked, mixed, keep, wqkv, wo, scale, shift = ctx.saved_tensors
+        tokens, queries, setting = ctx.tokens, ctx.queries, ctx.setting
+        batch = tokens.batch
+        dbranch = _dropped(dy, setting.dropout, keep, setting.dtype)
+        dwo, dbo = dbranch.t() @ mixed, _sum(dbranch)
+        dmixed = dbranch @ wo
+        if queries is None:
+            [dmixed] = _by_heads(tokens.spread(dmixed), 1, batch, setting.heads)
+            dqkv = q.new_empty(3, *q.shape)
+            _attention_backward(dmixed, (q, k, v), marked, setting, dqkv.unbind())
+            dqkv = tokens.gather(_by_tokens(dqkv, batch))
+            dwqkv, dbqkv = (dqkv.t() @ n).float(), _sum(dqkv)
+            dn = (dqkv @ wqkv).float()
+        else:
+            own = wo.size(1)
+            [dmixed] = _by_heads(dmixed, 1, batch, setting.heads)
+            dq, dkv = torch.empty_like(q), k.new_empty(2, *k.shape)
+            _attention_backward(dmixed, (q, k, v), marked, setting, (dq, *dkv))
+            dq, dkv = _by_tokens(dq[None], batch), tokens.gather(_by_tokens(dkv, batch))
+            dwqkv = torch.cat([(dq.t() @ n[queries.rows]).float(), (dkv.t() @ n).float()])
+            dbqkv = torch.cat([_sum(dq), _sum(dkv)])
+            dn = (dkv @ wqkv[own:]).float().index_add_(0, queries.rows, (dq @ wqkv[:own]).float())
+        dx, dscale, dshift = torch.ops.aten.native_layer_norm_backward(
+            dn, x, x.shape[1:], mean, rstd, scale, shift, [True] * 3
         )
+        if queries is None:
+            dx.add_(dy)
+        else:
+            dx.index_add_(0, queries.rows, dy)
+        (dwq, dwk, dwv), (dbq, dbk, dbv) = dwqkv.chunk(3), dbqkv.chunk(3)
+        return dx, None, None, None, dwq, dbq, dwk, dbk, dwv, dbv, dwo.float(), dbo, dscale, dshift
+
+
+class FeedForward(torch.autograd.Function):
+    """y + dropout(fc2(gelu(fc1(norm(y)))))."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, setting: Setting, *parameters: Tensor) -> Tensor:  # type: ignore[override]
+        w1, b1, w2, b2 = (parameter.to(setting.dtype) for parameter in parameters[:4])
+        scale, shift = parameters[4:]
+        n, mean, rstd = torch.native_layer_norm(y, y.shape[1:], scale, shift, setting.eps[1])
+        n = n.to(setting.dtype)
+        inner = F.linear(n, w1, b1)
+        active = F.gelu(inner)
+        z, keep = _added(y, F.linear(active, w2, b2), setting.dropout)
+        ctx.setting = setting
+        ctx.save_for_backward(y, n, mean, rstd, inner, active, keep, w1, w2, scale, shift)
         return z
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, n1, mean1, rstd1, qkv, marked, mixed, keep1, y, n2, mean2, rstd2, inner, active, keep2 = ctx.saved_tensors[
-            :15
-        ]
-        wqkv, wo, w1, w2, norm1, shift1, norm2, shift2 = ctx.saved_tensors[15:]
-        tokens, setting = ctx.tokens, ctx.setting
-        dtype, kept = setting.dtype, 1 / (1 - setting.dropout)
-        hidden = x.shape[1:]
-
-        dbranch = _dropped(dz, kept, keep2, dtype)
+        y, n, mean, rstd, inner, active, keep, w1, w2, scale, shift = ctx.saved_tensors
+        dbranch = _dropped(dz, ctx.setting.dropout, keep, ctx.setting.dtype)
         dw2, db2 = dbranch.t() @ active, _sum(dbranch)
         dinner = torch.ops.aten.gelu_backward(dbranch @ w2, inner)
-        dw1, db1 = dinner.t() @ n2, _sum(dinner)
-        dn2 = (dinner @ w1).float()
-        dy, dnorm2, dshift2 = torch.ops.aten.native_layer_norm_backward(
-            dn2, y, hidden, mean2, rstd2, norm2, shift2, [True] * 3
+        dw1, db1 = dinner.t() @ n, _sum(dinner)
+        dn = (dinner @ w1).float()
+        dy, dscale, dshift = torch.ops.aten.native_layer_norm_backward(
+            dn, y, y.shape[1:], mean, rstd, scale, shift, [True] * 3
         )
-        dy.add_(dz)
-
-        dbranch = _dropped(dy, kept, keep1, dtype)
-        dwo, dbo = dbranch.t() @ mixed, _sum(dbranch)
-        dmixed_BAxLxD = _by_heads(tokens.spread(dbranch @ wo), 1, tokens, setting.heads)[0]
-        dqkv = _attention_backward(dmixed_BAxLxD, qkv, marked, setting)
-        dqkv = tokens.gather(_by_tokens(dqkv, tokens, setting.heads))
-        dwqkv, dbqkv = dqkv.t() @ n1, _sum(dqkv)
-        dn1 = (dqkv @ wqkv).float()
-        dx, dnorm1, dshift1 = torch.ops.aten.native_layer_norm_backward(
-            dn1, x, hidden, mean1, rstd1, norm1, shift1, [True] * 3
-        )
-        dx.add_(dy)
-
-        (dwq, dwk, dwv), (dbq, dbk, dbv) = dwqkv.float().chunk(3), dbqkv.chunk(3)
-        dwo, dw1, dw2 = dwo.float(), dw1.float(), dw2.float()
-        return (
-            *(dx, None, None),
-            *(dwq, dbq, dwk, dbk, dwv, dbv, dwo, dbo, dw1, db1, dw2, db2, dnorm1, dshift1, dnorm2, dshift2),
-        )
+        return dy.add_(dz), None, dw1.float(), db1, dw2.float(), db2, dscale, dshift
 
 
-def _by_heads(x_Px: Tensor, parts: int, tokens: Tokens, heads: int) -> Tensor:
+def _by_heads(x_Px: Tensor, parts: int, batch: int, heads: int) -> Tensor:
     """(B * L, parts * A * D) to (parts, B * A, L, D)."""
-    split = x_Px.view(tokens.batch, tokens.length, parts, heads, -1).permute(2, 0, 3, 1, 4)
-    return split.reshape(parts, tokens.batch * heads, tokens.length, -1)
+    split = x_Px.view(batch, -1, parts, heads, x_Px.size(1) // (parts * heads)).permute(2, 0, 3, 1, 4)
+    return split.reshape(parts, batch * heads, split.size(3), -1)
 
 
-def _by_tokens(x_: Tensor, tokens: Tokens, heads: int) -> Tensor:
+def _by_tokens(x_: Tensor, batch: int) -> Tensor:
     """(parts, B * A, L, D) to (B * L, parts * A * D)."""
-    parts, _, length, width = x_.shape
-    split = x_.view(parts, tokens.batch, heads, length, width).permute(1, 3, 0, 2, 4)
-    return split.reshape(tokens.batch * length, parts * heads * width)
+    parts, rows, length, width = x_.shape
+    split = x_.view(parts, batch, rows // batch, length, width).permute(1, 3, 0, 2, 4)
+    return split.reshape(batch * length, parts * rows // batch * width)
 
 
-def _attention_weights(qkv: Tensor, tokens: Tokens, setting: Setting) -> Tensor:
-    """(B * A, L, L), those that are dropped made negative."""
-    q, k, _ = qkv
+def _attention_weights(q: Tensor, k: Tensor, tokens: Tokens, setting: Setting) -> Tensor:
+    """(B * A, Q, L), those that are dropped made negative."""
     scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=q.size(-1) ** -0.5)
     if tokens.bias is not None:
-        scores.view(tokens.batch, -1, tokens.length, tokens.length).add_(tokens.bias.to(scores.dtype))
+        scores.view(tokens.batch, -1, *scores.shape[1:]).add_(tokens.bias.to(scores.dtype))
     weights = torch.softmax(scores, dim=-1)
     return mark_(weights, setting.attention_dropout) if setting.attention_dropout else weights
 
 
-def _attention_backward(dmixed: Tensor, qkv: Tensor, marked: Tensor, setting: Setting) -> Tensor:
-    """(3, B * A, L, D)."""
-    q, k, v = qkv
+def _attention_backward(
+    dmixed: Tensor, qkv: tuple[Tensor, ...], marked: Tensor, setting: Setting, dqkv: tuple[Tensor, ...]
+) -> None:
+    """Fills `dqkv`, the gradients of queries (B * A, Q, D), keys and values (B * A, L, D)."""
+    (q, k, v), (dq, dk, dv) = qkv, dqkv
     rate, scale = setting.attention_dropout, q.size(-1) ** -0.5
-    result = torch.empty_like(qkv)
     if rate:
         dmixed = dmixed * (1 / (1 - rate))
-    torch.bmm((marked.clamp(min=0) if rate else marked).transpose(1, 2), dmixed, out=result[2])
+    torch.bmm((marked.clamp(min=0) if rate else marked).transpose(1, 2), dmixed, out=dv)
     dweights = torch.bmm(dmixed, v.transpose(1, 2))
     if rate:
         mask = marked_mask(marked)
@@ -192,14 +243,21 @@ def _attention_backward(dmixed: Tensor, qkv: Tensor, marked: Tensor, setting: Se
         marked = marked.abs()
     dscores = torch.ops.aten._softmax_backward_data(dweights, marked, -1, marked.dtype)
     empty = q.new_empty(1, 1, 1)
-    torch.baddbmm(empty, dscores, k, beta=0, alpha=scale, out=result[0])
-    torch.baddbmm(empty, dscores.transpose(1, 2), q, beta=0, alpha=scale, out=result[1])
-    return result
+    torch.baddbmm(empty, dscores, k, beta=0, alpha=scale, out=dq)
+    torch.baddbmm(empty, dscores.transpose(1, 2), q, beta=0, alpha=scale, out=dk)
 
 
-def _dropped(grad: Tensor, kept: float, keep: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _added(x: Tensor, branch: Tensor, rate: float) -> tuple[Tensor, Tensor | None]:
+    """x + dropout(branch), and the mask of what is kept. `branch` is used up."""
+    if not rate:
+        return x + branch, None
+    keep = keep_mask(branch.shape, rate)
+    return torch.add(x, keep_(branch, keep), alpha=1 / (1 - rate)), keep
+
+
+def _dropped(grad: Tensor, rate: float, keep: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The gradient of a branch that was added to the residual stream."""
-    return grad.to(dtype) if keep is None else keep_((grad * kept).to(dtype), keep)
+    return grad.to(dtype) if keep is None else keep_((grad * (1 / (1 - rate))).to(dtype), keep)
 
 
 def _sum(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from fairseq.utils import safe_getattr
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from fairseq_plugins.allocation import keep_freed_memory
 from fairseq_plugins.models import fast_encoder
 from fairseq_plugins.models.narrow_attention import reshape_layers
 from train_large.compression.structures import parse_per_layer
@@ -82,6 +83,12 @@ class PrenormRobertaModel(RobertaModel):
             help="standard deviation of the embeddings at the start (0.02 as in BERT; narrow models want more)",
         )
         parser.add_argument(
+            "--checkpoint-activations",
+            action="store_true",
+            help="keep only the input of each layer and compute the layer again in the backward pass: less memory, "
+            "larger batches, a third more time",
+        )
+        parser.add_argument(
             "--no-fast-layers",
             action="store_true",
             help="compute as fairseq does, not by this project's quicker layers",
@@ -124,11 +131,15 @@ class PrenormRobertaModel(RobertaModel):
         reason = fast_encoder.unsupported(self.encoder.sentence_encoder) if asked else "of --no-fast-layers"
         if reason != self._reason_told:
             self._reason_told = reason
-            dtype = str(fast_encoder.products_dtype(self.args.matmul_precision)).removeprefix("torch.")
+            dtype = str(self._products_dtype()).removeprefix("torch.")
             logger.info(
                 f"layers: {f'fast, products in {dtype}' if reason is None else f'of fairseq, because {reason}'}"
             )
         return reason is None
+
+    def _products_dtype(self) -> torch.dtype:
+        device = self.encoder.sentence_encoder.embed_tokens.weight.device.type
+        return fast_encoder.products_dtype(self.args.matmul_precision, device)
 
     def forward(
         self,
@@ -152,14 +163,19 @@ class PrenormRobertaModel(RobertaModel):
                 masked_tokens=masked_tokens,
                 **unused,
             )
-        dtype = fast_encoder.products_dtype(self.args.matmul_precision)
-        x = fast_encoder.features(self.encoder.sentence_encoder, src_tokens, dtype)
+        keep_freed_memory()
+        dtype = self._products_dtype()
+        features = partial(fast_encoder.features, self.encoder.sentence_encoder, src_tokens, dtype)
         if classification_head_name is not None:
-            x = self.classification_heads[classification_head_name](x)
+            first = torch.zeros_like(src_tokens, dtype=torch.bool)
+            first[:, 0] = True  # all that `RobertaClassificationHead` looks at
+            x = self.classification_heads[classification_head_name](features(first)[:, None])
+        elif features_only:
+            x = features()
         elif masked_targets is not None:
-            x = fast_encoder.masked_lm_loss(self.encoder.lm_head, x[masked_tokens], masked_targets, dtype)
-        elif not features_only:
-            x = self.encoder.output_layer(x, masked_tokens=masked_tokens)
+            x = fast_encoder.masked_lm_loss(self.encoder.lm_head, features(masked_tokens), masked_targets, dtype)
+        else:
+            x = self.encoder.output_layer(features(masked_tokens))
         return x, {"inner_states": None}
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
@@ -249,6 +265,7 @@ def prenorm_roberta(args: Namespace | DictConfig) -> None:
     args.position_init = safe_getattr(args, "position_init", "random")
     if args.position_init not in POSITION_INIT:
         raise ValueError(f"--position-init {args.position_init}: give one of {', '.join(POSITION_INIT)}.")
+    args.checkpoint_activations = safe_getattr(args, "checkpoint_activations", False)
     args.no_fast_layers = safe_getattr(args, "no_fast_layers", False)
     args.matmul_precision = safe_getattr(args, "matmul_precision", "auto")
     if args.matmul_precision not in fast_encoder.PRECISIONS:

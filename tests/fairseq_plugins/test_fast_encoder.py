@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,11 @@ def assert_same_gradients(mine: nn.Module, theirs: nn.Module) -> None:
     [(), ("--share-layers", "all"), ("--layer-heads", "2,4,1", "--layer-ffn", "9,128,64"), ("--no-embedding-norm",)],
 )
 @pytest.mark.parametrize("padded", [False, True])
-def test_logits_loss_and_gradients_are_those_of_fairseqs_layers(flags, padded):
+@pytest.mark.parametrize("device", ["CPU", "GPU"])
+def test_logits_loss_and_gradients_are_those_of_fairseqs_layers(flags, padded, device, monkeypatch):
+    """By the layers for either device, here on a CPU."""
+    if device == "GPU":
+        monkeypatch.setattr(fast_encoder, "encoder_layer", fast_encoder.sdpa_layer.encoder_layer)
     mine, theirs = pair(*WITHOUT_DROPOUT, *flags)
     source = tokens(padded)
     real = source.ne(1)
@@ -82,6 +87,51 @@ def test_without_masked_positions_the_loss_is_zero_and_every_weight_has_a_gradie
     assert all(float(parameter.grad.abs().sum()) == 0 for parameter in mine.parameters())
 
 
+def saved_bytes(model: nn.Module, source: Tensor, masked: Tensor) -> int:
+    """One training step: of the tensors that are kept for its backward pass, which then runs."""
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    torch.manual_seed(8)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss, _ = model.train()(source, masked_tokens=masked, masked_targets=source[masked])
+    loss.backward()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_checkpointed_activations_are_computed_again_with_the_same_dropout(padded):
+    flags = ("--dropout", "0.2", "--attention-dropout", "0.3")
+    kept, again = (build("prenorm_roberta", *SMALL, *flags, *more) for more in ((), ("--checkpoint-activations",)))
+    again.load_state_dict(kept.state_dict())
+    assert again.is_fast()
+    source = tokens(padded)
+    masked = source.ne(1) & (torch.rand(source.shape) < 0.4)
+    assert saved_bytes(again, source, masked) < 0.5 * saved_bytes(kept, source, masked)
+    for (name, one), other in zip(again.named_parameters(), kept.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name
+
+
+def test_the_positions_that_are_wanted_are_all_that_the_last_layer_is_asked_for(monkeypatch):
+    mine, _ = pair(*WITHOUT_DROPOUT)
+    computed = []
+    upstream = fast_encoder.encoder_layer
+
+    def encoder_layer(*args: Any) -> Tensor:
+        computed.append(upstream(*args))
+        return computed[-1]
+
+    monkeypatch.setattr(fast_encoder, "encoder_layer", encoder_layer)
+    source = tokens()
+    masked = torch.zeros_like(source, dtype=torch.bool)
+    masked[0, 3] = masked[0, 7] = masked[1, 0] = True
+    mine.train()(source, masked_tokens=masked)
+    assert [len(each) for each in computed] == [*[int(source.ne(1).sum())] * (len(computed) - 1), 3 * 2]
+
+
 def test_classification_heads_get_the_same_features():
     mine, theirs = pair(*WITHOUT_DROPOUT)
     for model in (mine, theirs):
@@ -89,6 +139,9 @@ def test_classification_heads_get_the_same_features():
         model.register_classification_head("topic", num_classes=3)
     found, expected = (model.train()(tokens(), classification_head_name="topic")[0] for model in (mine, theirs))
     assert torch.allclose(found, expected, atol=1e-5)
+    for logits in (found, expected):
+        (logits * torch.arange(9.0).view(3, 3)).sum().backward()
+    assert_same_gradients(mine, theirs)
 
 
 def test_hidden_states_are_fairseqs_to_tell():
@@ -113,6 +166,13 @@ def test_auto_is_bf16_where_the_cpu_multiplies_it(monkeypatch):
     for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(fast_encoder, "has_bf16_instructions", lambda has=has: has)
         assert fast_encoder.products_dtype("auto") == expected
+
+
+def test_auto_is_bf16_on_a_gpu_that_multiplies_it_itself(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: asked.append(including_emulation))
+    assert fast_encoder.products_dtype("auto", "cuda") == torch.float32
+    assert asked == [False]
 
 
 def test_a_cpu_that_multiplies_bf16_is_known():

@@ -1,4 +1,4 @@
-"""The quick layer computes what fairseq's does, forwards and backwards."""
+"""The quick layers, of a CPU and of a GPU, compute what fairseq's does, forwards and backwards; both on a CPU here."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fairseq_plugins.models import fast_layer
-from fairseq_plugins.models.fast_layer import Setting, tokens_of
+from fairseq_plugins.models import fast_layer, sdpa_layer
+from fairseq_plugins.models.fast_layer import Setting, queries_of, tokens_of
 from fairseq_plugins.models.narrow_attention import NarrowAttention
 
 WIDTH = 4  # of a head
@@ -46,33 +46,41 @@ def assert_near(mine: list[Tensor], theirs: list[Tensor], bound: float) -> None:
         assert one.shape == other.shape
         assert one.dtype == other.dtype
         # By the size of what it is a sum of: some gradients, as that of the keys' bias, are 0 but for rounding.
-        assert float((one - other).detach().abs().max()) <= bound * max(1.0, float(other.detach().abs().max()))
+        largest = [float(each.detach().abs().max()) if len(each) else 0.0 for each in (one - other, other)]
+        assert largest[0] <= bound * max(1.0, largest[1])
 
 
+@pytest.mark.parametrize("quick", [fast_layer, sdpa_layer])
 @settings(deadline=None, max_examples=25)
 @given(
     st.integers(1, 3),
     st.none() | st.integers(1, 4),
     st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    st.none() | st.floats(0, 1),
     st.integers(0, 99),
 )
-def test_outputs_and_gradients_are_fairseqs_with_padding_and_without(heads, narrow, lengths, seed):
+def test_outputs_and_gradients_are_fairseqs_with_padding_and_without(quick, heads, narrow, lengths, share, seed):
+    """And where only a `share` of the tokens is wanted."""
     torch.manual_seed(seed)
     layer = stock_layer(heads, narrow)
     batch, length, hidden = len(lengths), max(lengths), WIDTH * heads
     padding_BxL = torch.arange(length) >= torch.tensor(lengths)[:, None]
     real = padding_BxL.logical_not()
+    wanted = real if share is None else real & (torch.rand(real.shape) < share)
     x_BxLxH = torch.randn(batch, length, hidden)
-    weights_TxH = torch.randn(int(real.sum()), hidden)
+    weights_TxH = torch.randn(int(wanted.sum()), hidden)
 
     theirs_x = x_BxLxH.clone().requires_grad_()
-    theirs = layer(theirs_x.transpose(0, 1), padding_BxL).transpose(0, 1)[real]
+    theirs = layer(theirs_x.transpose(0, 1), padding_BxL).transpose(0, 1)[wanted]
     d_theirs = gradients(theirs, weights_TxH, theirs_x, layer)
     d_theirs[0] = d_theirs[0][real]
 
     tokens = tokens_of(padding_BxL if bool(padding_BxL.any()) else None, batch, length)
     mine_x = x_BxLxH[real].clone().requires_grad_()
-    mine = fast_layer.encoder_layer(mine_x, tokens, setting(layer), fast_layer.parameters_of(layer))
+    queries = None if share is None else queries_of(wanted, tokens)
+    mine = quick.encoder_layer(mine_x, tokens, setting(layer), fast_layer.parameters_of(layer), queries)
+    if queries is not None:
+        mine = mine[queries.wanted]
     assert_near([mine], [theirs], 1e-5)
     assert_near(gradients(mine, weights_TxH, mine_x, layer), d_theirs, 2e-5)
 
@@ -81,13 +89,14 @@ def random_input(hidden: int) -> tuple[Tensor, Tensor, fast_layer.Tokens]:
     return torch.randn(2 * 6, hidden, requires_grad=True), torch.randn(2 * 6, hidden), tokens_of(None, 2, 6)
 
 
-def test_bf16_stays_near():
+@pytest.mark.parametrize("quick", [fast_layer, sdpa_layer])
+def test_bf16_stays_near(quick):
     torch.manual_seed(4)
     layer = stock_layer(3)
     x, weights, tokens = random_input(3 * WIDTH)
     found = []
     for dtype in (torch.bfloat16, torch.float32):
-        y = fast_layer.encoder_layer(x, tokens, setting(layer, dtype=dtype), fast_layer.parameters_of(layer))
+        y = quick.encoder_layer(x, tokens, setting(layer, dtype=dtype), fast_layer.parameters_of(layer))
         found.append([y, *gradients(y, weights, x, layer)])
     assert not torch.equal(found[0][0], found[1][0])
     assert_near(found[0], found[1], 0.05)
@@ -123,7 +132,8 @@ def test_the_gradient_is_that_of_what_was_dropped(which):
         assert float((slope * direction).sum()) == pytest.approx(expected, rel=0.02, abs=0.02)
 
 
-def test_what_is_dropped_keeps_the_mean():
+@pytest.mark.parametrize("quick", [fast_layer, sdpa_layer])
+def test_what_is_dropped_keeps_the_mean(quick):
     """Over many draws the outputs are those without dropout, where the function is linear in what is dropped."""
     torch.manual_seed(7)
     layer = stock_layer(2)
@@ -134,6 +144,6 @@ def test_what_is_dropped_keeps_the_mean():
     parameters = fast_layer.parameters_of(layer)
     with torch.no_grad():
         expected = fast_layer.encoder_layer(x, tokens, setting(layer), parameters)
-        draws = torch.stack([fast_layer.encoder_layer(x, tokens, setting(layer, 0.3), parameters) for _ in range(3000)])
+        draws = torch.stack([quick.encoder_layer(x, tokens, setting(layer, 0.3), parameters) for _ in range(3000)])
     error = draws.std(0) / len(draws) ** 0.5
     assert float(((draws.mean(0) - expected).abs() / error).max()) < 6
