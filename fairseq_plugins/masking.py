@@ -8,7 +8,9 @@ everything else is done to the batch: what comes out is equal, bit for bit.
 fairseq's own datasets stay beneath: they give sizes, order, batches, epochs and, where something asks for a single
 sequence, that.
 
-There is one difference. fairseq keeps the last two or three sequences that it made (`LRUCacheDataset`) and does not
+There are two differences. With --num-workers 1 (its default) or more fairseq keeps the workers of the first epoch, each
+with its copy of the dataset, and so every epoch has the masks of the first; here the epoch is in memory that the workers
+share, and every epoch has its own. And fairseq keeps the last two or three sequences that it made (`LRUCacheDataset`) and does not
 forget them when an epoch ends, so one that ends an epoch and begins the next, with nothing in between, has the masks of
 the old epoch there; here it has those of the new one.
 """
@@ -124,13 +126,15 @@ class WholeBatches(BaseWrapperDataset):
     `EpochBatchIterator.first_batch` does (fairseq/data/iterators.py:362, 0.12.3.1), gets fairseq's.
     """
 
-    def __init__(self, dataset: FairseqDataset) -> None:
+    def __init__(self, dataset: FairseqDataset, epoch: torch.Tensor | None = None) -> None:
         super().__init__(dataset)
         nested = _expect(dataset, SortDataset).dataset
         self._fields, self._masking = _fields(_expect(nested, NestedDictionaryDataset).defn)
         masking = self._masking
         if masking.mask_whole_words is not None or masking.mask_stdev > 0 or masking.skip_masking:
             raise UnknownDataset("its masks are drawn in another way")
+        # Where the workers of a data loader see it change (`reuse_dataloader`, fairseq/data/iterators.py:482, 0.12.3.1).
+        self._epoch = torch.tensor([masking.epoch]).share_memory_() if epoch is None else epoch
         self._sequences = _expect(masking.dataset, LRUCacheDataset).dataset
         self._blocks, self._streams = _streams(self._sequences)
         # Where each stream begins, and the last one ends, in the tokens of all of them.
@@ -139,7 +143,11 @@ class WholeBatches(BaseWrapperDataset):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The streams are views of mapped files: another process opens those itself.
-        return WholeBatches, (self.dataset,)
+        return WholeBatches, (self.dataset, self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self._epoch.fill_(epoch)
 
     def __getitems__(self, indices: Sequence[int]) -> Rows:
         return Rows(self.dataset, indices)
@@ -150,7 +158,8 @@ class WholeBatches(BaseWrapperDataset):
             return self.dataset.collater(samples)
         indices = np.array(samples.indices, dtype=np.int64)
         tokens, lengths = self._tokens(indices)
-        source, target = _mask(tokens, lengths, indices.tolist(), self._masking, self._cumulative)
+        seeds = [int(hash((self._masking.seed, int(self._epoch), index)) % 1e6) for index in indices.tolist()]
+        source, target = _mask(tokens, lengths, seeds, self._masking, self._cumulative)
         batch: dict[str, Any] = OrderedDict()
         for path, make in self._fields:
             *folders, name = path.split(".")
@@ -193,10 +202,10 @@ class WholeBatches(BaseWrapperDataset):
 
 
 def _mask(
-    tokens: np.ndarray, lengths: np.ndarray, indices: list[int], masking: MaskTokensDataset, cumulative: Any
+    tokens: np.ndarray, lengths: np.ndarray, seeds: list[int], masking: MaskTokensDataset, cumulative: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Source and target of `tokens` (rows, longest), as `MaskTokensDataset` makes them of each row
-    (fairseq/data/mask_tokens_dataset.py:116, 0.12.3.1).
+    (fairseq/data/mask_tokens_dataset.py:116, 0.12.3.1) with its seed of `seeds`.
 
     Of a row's random numbers it takes first the masked positions, then one per token that decides which of them are
     left or replaced, then one per token that decides between the two, then the replacements, in order of position.
@@ -209,7 +218,6 @@ def _mask(
     # The most that a row can need; what it does not is drawn in vain, at the end.
     uniform = np.empty((rows, 2 * longest + (int(masking.mask_prob * longest / run) + 1) * run))
     masked = np.zeros((rows, longest), dtype=bool)
-    seeds = [int(hash((masking.seed, masking.epoch, index)) % 1e6) for index in indices]
     seeded = _Seeded()
     for length, words, row, numbers in zip(lengths.tolist(), seed_words(seeds), masked, uniform, strict=True):
         seeded.words = words
