@@ -21,7 +21,8 @@ ROBERTA_VOCABULARY = 50_265
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand. Returns the exit status: 0, or 2 with one sentence on standard error."""
+    """Run one subcommand. Returns the exit status: 0, or 2 with one sentence on standard error; 1 is doctor's, for what
+    could not be told."""
     words, passed_on = _split_at_dashes(list(sys.argv[1:] if arguments is None else arguments))
     parser = _parser()
     options = parser.parse_args(words)
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.extra = passed_on
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        options.run(options)
+        status: int | None = options.run(options)
     except UserError as error:
         print(f"train-large {options.command}: error: {error}", file=sys.stderr)
         return 2
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"train-large {options.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -191,6 +192,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--weight-error-csv", type=Path, help="CSV file to write, a row for each size, module and method")
     sub.add_argument("--memory-limit", help="the memory at inference, such as 2MB: says what to ship")
+
+    sub = command("doctor", _doctor, "which speed features work on this machine, and why the others do not")
+    sub.add_argument("--json", action="store_true", help="print a list of what, active, why, off_by instead of a table")
+    sub.add_argument("--user-dir", type=Path, help="this project's plugin, if it is not found beside this package")
     return parser
 
 
@@ -413,6 +418,14 @@ def _report(options: argparse.Namespace) -> None:
     if options.weight_error_csv and isinstance(study, Results):
         write_weight_errors(study, options.weight_error_csv)
         print(f"wrote {options.weight_error_csv}")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from train_large import doctor
+
+    rows = doctor.examine(options.user_dir)
+    print(doctor.as_json(rows) if options.json else doctor.as_table(rows))
+    return doctor.status(rows)
 
 
 def _fractions(text: str, flag: str) -> tuple[float, ...]:
