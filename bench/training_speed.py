@@ -5,12 +5,13 @@ Every run is a process of its own, as a user starts it, on the same data; they t
 rate of a large matrix product just before it, so that a busy moment shows. Updates before `WARM` are not counted. The
 figure of a run is the tokens of its other updates over their median time.
 
-python bench/training_speed.py DATA [--peers PYTHON] [--rounds N] [--sizes 4x256x32,...]
+python bench/training_speed.py DATA... [--peers PYTHON] [--rounds N] [--sizes 4x256x32,...]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -71,16 +72,16 @@ def tokens_per_second(notes: dict) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="+", help="folders of fairseq-preprocess, of several vocabularies")
     parser.add_argument("--peers", help="a Python with transformers and accelerate (make env-peers)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=12)
     parser.add_argument("--sizes", default=SIZES)
     parser.add_argument("--out", type=Path, default=HERE / "training_speed.csv")
     args = parser.parse_args()
-    vocabulary = sum(1 for _ in (args.data / "dict.txt").open()) + 5
     rows = []
-    for size in args.sizes.split(","):
+    for data, size in itertools.product(args.data, args.sizes.split(",")):
+        vocabulary = sum(1 for _ in (data / "dict.txt").open()) + 5
         layers, hidden, batch = map(int, size.split("x"))
         found: dict[str, list[dict]] = {}
         for _ in range(args.rounds):
@@ -92,16 +93,19 @@ def main() -> None:
                         shape = f"--encoder-layers {layers} --encoder-embed-dim {hidden}"
                         shape += f" --encoder-ffn-embed-dim {4 * hidden} --encoder-attention-heads {hidden // 64}"
                         flags = f"{COMMON} {shape} --batch-size {batch} --max-update {args.updates} --save-dir {folder}"
-                        command = [sys.executable, HERE / "training/fairseq_run.py", out, args.data]
+                        command = [sys.executable, HERE / "training/fairseq_run.py", out, data]
                         command += f"{flags} {CONTENDERS[name]}".split()
                     else:
-                        command = [args.peers, HERE / "training/hugging_face_run.py", out, args.data]
+                        command = [args.peers, HERE / "training/hugging_face_run.py", out, data]
                         command += [layers, hidden, batch, args.updates]
                     notes = run(list(map(str, command)), out)
                 speed = tokens_per_second(notes)
                 share = speed * flops_per_token(layers, hidden, vocabulary) / rate
                 found.setdefault(name, []).append({"speed": speed, "share": share, "peak": notes["peak"], "rate": rate})
-                print(size, name, f"{speed:.0f} tokens/s, {share:.2f} of a large product's rate", flush=True)
+                print(
+                    f"{size}, vocabulary {vocabulary}, {name}: {speed:.0f} tokens/s, {share:.2f} of a product",
+                    flush=True,
+                )
         medians = {name: statistics.median(turn["speed"] for turn in turns) for name, turns in found.items()}
         for name, turns in found.items():
             rows.append(

@@ -1,12 +1,14 @@
-"""`python hugging_face_run.py OUT DATA LAYERS HIDDEN BATCH UPDATES`: Hugging Face's Trainer on RobertaPreLayerNorm.
+"""`hugging_face_run.py OUT DATA LAYERS HIDDEN BATCH UPDATES [SECONDS RATE WARM_UP]`: Trainer on RobertaPreLayerNorm.
 
 As its user would run it on this CPU: bf16, its default optimizer and collator, blocks of 128 tokens of the same text
-(the tokens of DATA/train.bin, which fairseq-preprocess has made, and its vocabulary). OUT as of `fairseq_run.py`.
+(the tokens of DATA/train.bin, which fairseq-preprocess has made, and its vocabulary). OUT as of `fairseq_run.py`. With
+SECONDS it stops then and validates on DATA/valid.bin; the learning rate RATE is constant after WARM_UP updates.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import tempfile
@@ -27,8 +29,8 @@ LENGTH = 128
 
 
 class Blocks(torch.utils.data.Dataset):
-    def __init__(self, data: Path) -> None:
-        tokens = np.memmap(data / "train.bin", dtype=np.uint16, mode="r")
+    def __init__(self, data: Path, split: str) -> None:
+        tokens = np.memmap(data / f"{split}.bin", dtype=np.uint16, mode="r")
         self.blocks = tokens[: len(tokens) // LENGTH * LENGTH].reshape(-1, LENGTH)
 
     def __len__(self) -> int:
@@ -58,12 +60,17 @@ class Masking:
 
 
 class Notes(TrainerCallback):
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
         self.ends: list[float] = []
         self.losses: list[float] = []
 
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.began = time.perf_counter()
+
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.ends.append(time.perf_counter())
+        control.should_training_stop |= self.ends[-1] - self.began > self.seconds
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if logs and "loss" in logs:
@@ -72,7 +79,8 @@ class Notes(TrainerCallback):
 
 def main() -> None:
     out, data = Path(sys.argv[1]), Path(sys.argv[2])
-    layers, hidden, batch, updates = map(int, sys.argv[3:])
+    layers, hidden, batch, updates = map(int, sys.argv[3:7])
+    seconds, rate, warm_up = map(float, sys.argv[7:] or (math.inf, 5e-4, 20))
     vocabulary = sum(1 for _ in (data / "dict.txt").open()) + 5
     config = RobertaPreLayerNormConfig(
         vocab_size=vocabulary,
@@ -84,13 +92,15 @@ def main() -> None:
         type_vocab_size=1,
         pad_token_id=1,
     )
-    notes = Notes()
+    notes = Notes(seconds)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=batch,
             max_steps=updates,
-            learning_rate=5e-4,
+            learning_rate=rate,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=int(warm_up),
             weight_decay=0.01,
             use_cpu=True,
             bf16=True,
@@ -101,10 +111,13 @@ def main() -> None:
             dataloader_num_workers=1,
         )
         model = RobertaPreLayerNormForMaskedLM(config)
-        Trainer(model, arguments, Masking(vocabulary), Blocks(data), callbacks=[notes]).train()
+        trainer = Trainer(model, arguments, Masking(vocabulary), Blocks(data, "train"), callbacks=[notes])
+        trainer.train()
+        valid = None if seconds == math.inf else trainer.evaluate(Blocks(data, "valid"))["eval_loss"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     tokens = [batch * LENGTH] * len(notes.ends)
-    out.write_text(json.dumps({"ends": notes.ends, "tokens": tokens, "losses": notes.losses, "peak": peak}))
+    found = {"ends": notes.ends, "tokens": tokens, "losses": notes.losses, "valid": valid, "peak": peak}
+    out.write_text(json.dumps(found))
 
 
 main()
