@@ -9,10 +9,10 @@ fairseq's own datasets stay beneath: they give sizes, order, batches, epochs and
 sequence, that.
 
 There are two differences. With --num-workers 1 (its default) or more fairseq keeps the workers of the first epoch, each
-with its copy of the dataset, and so every epoch has the masks of the first; here the epoch is in memory that the workers
-share, and every epoch has its own. And fairseq keeps the last two or three sequences that it made (`LRUCacheDataset`) and does not
-forget them when an epoch ends, so one that ends an epoch and begins the next, with nothing in between, has the masks of
-the old epoch there; here it has those of the new one.
+with its copy of the dataset, and so every epoch has the masks of the first; here the epoch is in memory that the
+workers share, and every epoch has its own. And fairseq keeps the last two or three sequences that it made
+(`LRUCacheDataset`) and does not forget them when an epoch ends, so one that ends an epoch and begins the next, with
+nothing in between, has the masks of the old epoch there; here it has those of the new one.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class WholeBatches(BaseWrapperDataset):
         masking = self._masking
         if masking.mask_whole_words is not None or masking.mask_stdev > 0 or masking.skip_masking:
             raise UnknownDataset("its masks are drawn in another way")
-        # Where the workers of a data loader see it change (`reuse_dataloader`, fairseq/data/iterators.py:482, 0.12.3.1).
+        # Where a loader's workers see it change: fairseq keeps them (`reuse_dataloader`, fairseq/data/iterators.py:482).
         self._epoch = torch.tensor([masking.epoch]).share_memory_() if epoch is None else epoch
         self._sequences = _expect(masking.dataset, LRUCacheDataset).dataset
         self._blocks, self._streams = _streams(self._sequences)
