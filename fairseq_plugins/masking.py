@@ -133,7 +133,7 @@ class WholeBatches(BaseWrapperDataset):
         masking = self._masking
         if masking.mask_whole_words is not None or masking.mask_stdev > 0 or masking.skip_masking:
             raise UnknownDataset("its masks are drawn in another way")
-        # Where a loader's workers see it change: fairseq keeps them (`reuse_dataloader`, fairseq/data/iterators.py:482).
+        # Where a loader's workers see it change: fairseq keeps them (fairseq/data/iterators.py:482, 0.12.3.1).
         self._epoch = torch.tensor([masking.epoch]).share_memory_() if epoch is None else epoch
         self._sequences = _expect(masking.dataset, LRUCacheDataset).dataset
         self._blocks, self._streams = _streams(self._sequences)
