@@ -137,7 +137,13 @@ bench: $(STAMP) $(PEERS_STAMP) $(T2T_STAMP) $(XLA_STAMP)  ## speed and size besi
 	PYTHONPATH=. $(PEERS)/bin/python bench/coding.py
 	PYTHONPATH=. $(PEERS)/bin/python bench/file_size.py --demo $(OUT)
 	PYTHONPATH=. $(PEERS)/bin/python bench/limit.py
-	PYTHONPATH=. $(BIN)/python bench/training_speed.py $(OUT)/text/data-bin --peers $(PEERS)/bin/python
+	$(BIN)/train-large prepare-text runs/downloads/wikitext-2/train.txt --documents wikitext \
+		--valid runs/downloads/wikitext-2/valid.txt --vocabulary-size 8192 --subsets "" --out runs/bench/text-8192
+	PYTHONPATH=. $(BIN)/python bench/training_speed.py $(OUT)/text/data-bin runs/bench/text-8192/data-bin \
+		--peers $(PEERS)/bin/python
+	PYTHONPATH=. $(BIN)/python bench/training_loss.py runs/bench/text-8192/data-bin --peers $(PEERS)/bin/python
+	PYTHONPATH=. $(BIN)/python bench/training_overhead.py runs/bench/text-8192/data-bin
+	PYTHONPATH=. $(BIN)/python bench/training_layer.py
 	PYTHONPATH=. $(T2T)/bin/python bench/translation_step.py
 	PYTHONPATH=. $(XLA)/bin/python bench/projection.py
 	PYTHONPATH=.:user_dir_examples/pocket $(BIN)/python bench/rate.py --demo $(OUT) --model runs/downloads/minilm.safetensors
