@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -48,6 +49,8 @@ from numpy.random.bit_generator import ISeedSequence
 
 logger = logging.getLogger(__name__)
 
+OPT_OUT = "TRAIN_LARGE_BATCHES"  # in the environment: the task is fairseq's own, and takes no flag of ours
+
 
 def make_masked_batches_whole() -> None:
     """Make the batches of masked LM whole where `unsupported` has nothing against it.
@@ -71,6 +74,8 @@ def make_masked_batches_whole() -> None:
 
 def unsupported(cfg: Any) -> str | None:
     """Why the batches of a masked LM task with configuration `cfg` are left to fairseq; None: they are made here."""
+    if os.environ.get(OPT_OUT) == "fairseq":
+        return f"{OPT_OUT}=fairseq asks for it"
     if getattr(cfg, "mask_prob", None) is None:
         return "the task is not masked_lm"
     if getattr(cfg, "d2v2_multi", False):

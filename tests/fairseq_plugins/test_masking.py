@@ -369,6 +369,16 @@ def test_whole_words_are_left_to_fairseq(data: Path) -> None:
     assert "--mask-whole-words" in unsupported(MaskedLMConfig(data=str(data), mask_whole_words=True))
 
 
+def test_who_asks_for_fairseqs_batches_gets_them(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAIN_LARGE_BATCHES", "fairseq")
+    task = MaskedLMTask.setup_task(OmegaConf.structured(MaskedLMConfig(data=str(data), tokens_per_sample=32, seed=1)))
+    task.load_dataset("train")
+    assert not isinstance(task.datasets["train"], WholeBatches)
+    monkeypatch.delenv("TRAIN_LARGE_BATCHES")
+    task.load_dataset("train")
+    assert isinstance(task.datasets["train"], WholeBatches)
+
+
 def test_supported() -> None:
     assert unsupported(MaskedLMConfig(data="", mask_multiple_length=2, freq_weighted_replacement=True)) is None
     assert unsupported(OmegaConf.create({"_name": "translation"})) == "the task is not masked_lm"
