@@ -34,7 +34,7 @@ setup(
         # The packed file, and running it.
         "pack": ["torch>=2.6", "safetensors", "zstandard", "tokenizers"],
         "hf": ["transformers>=5", "safetensors", "tokenizers", "onnx", "onnxscript", "onnxruntime"],
-        "report": ["matplotlib", "rich", "jinja2"],
+        "report": ["matplotlib", "rich", "jinja2", "scipy"],
         "dev": ["pytest", "hypothesis", "ruff", "mypy", "pre-commit"],
     },
     entry_points={"console_scripts": ["train-large = train_large.cli:main"]},

@@ -7,6 +7,7 @@ python bench/training_layer.py [--rounds N]
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=HERE / "training_layer.csv")
     args = parser.parse_args()
+    logging.disable()  # fairseq turns all of it on, and torch.compile tells much
     rows = measure(256, 32, args.rounds) + measure(512, 16, args.rounds)
     for row in rows:
         print(row)

@@ -2,7 +2,8 @@
 bench/training_race.csv.
 
 Loss: as many updates by stock fairseq and by ours, from the same weights, on the same batches; once with dropout and
-matrix products in bf16 where ours takes them, once without dropout in fp32, where every loss should be stock's.
+matrix products in bf16 where ours takes them, once without dropout in fp32, where every loss should be stock's. What
+rounding alone makes of a run is told by a third: stock fairseq again, on one thread, which adds in another order.
 
 Race: stock fairseq, Hugging Face and ours train the same size on the same text for as many minutes, one after the other
 with the machine to itself; then they are validated.
@@ -27,6 +28,9 @@ from train_large import machine
 
 LAYERS, HIDDEN, BATCH = 4, 256, 32
 RATE, WARM_UP = 1e-3, 100
+SMALL_BATCH = 8
+EQUAL = 1e-4  # of a loss in nats
+STOCK = "stock fairseq, fp32"
 LAST = 50  # updates at the end, whose mean loss is compared
 COMMON = f"--cpu --task masked_lm --tokens-per-sample 128 --max-positions 128 --lr {RATE} --clip-norm 1"
 COMMON += f" --weight-decay 0.01 --adam-eps 1e-6 --lr-scheduler fixed --warmup-updates {WARM_UP} --no-save"
@@ -37,12 +41,12 @@ EXACT = "--dropout 0 --attention-dropout 0"
 USUAL = "--dropout 0.1 --attention-dropout 0.1"
 
 
-def fairseq(data: Path, contender: str, flags: str) -> dict:
+def fairseq(data: Path, contender: str, flags: str, **environment: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "notes"
         command = [sys.executable, HERE / "training/fairseq_run.py", out, data]
         command += f"{COMMON} {CONTENDERS[contender]} {flags} --save-dir {folder}".split()
-        return run(list(map(str, command)), out)
+        return run(list(map(str, command)), out, **environment)
 
 
 def hugging_face(peers: str, data: Path, seconds: float) -> dict:
@@ -53,31 +57,43 @@ def hugging_face(peers: str, data: Path, seconds: float) -> dict:
 
 
 def losses(data: Path, updates: int) -> list[dict]:
-    rows = []
-    for recipe, flags, ours in (("dropout 0.1, bf16", USUAL, "ours"), ("no dropout, fp32", EXACT, "ours, fp32")):
-        flags = f"{flags} --max-update {updates} --disable-validation"
-        theirs = fairseq(data, "stock fairseq, fp32", flags)["losses"]
-        mine = fairseq(data, ours, f"{flags} --no-embedding-norm")["losses"]  # as roberta_prenorm
-        last = [statistics.mean(each[-LAST:]) for each in (theirs, mine)]
-        rows.append(
-            {
-                "recipe": recipe,
-                "updates": len(mine),
-                "stock_first_loss": round(theirs[0], 6),
-                "ours_first_loss": round(mine[0], 6),
-                f"stock_mean_of_last_{LAST}": round(last[0], 5),
-                f"ours_mean_of_last_{LAST}": round(last[1], 5),
-                "ours_over_stock": round(last[1] / last[0], 5),
-                "largest_difference_of_an_update": f"{max(map(abs, map(float.__sub__, mine, theirs))):.2e}",
-            }
-        )
-        print(rows[-1], flush=True)
-    return rows
+    until = f"--max-update {updates} --disable-validation"
+    usual, exact = f"{until} {USUAL}", f"{until} {EXACT} --batch-size {SMALL_BATCH}"
+    as_stock = "--no-embedding-norm"  # roberta_prenorm has none
+    stock = fairseq(data, STOCK, usual)["losses"]
+    rows = [row("dropout 0.1", "ours, bf16", stock, fairseq(data, "ours", f"{usual} {as_stock}")["losses"])]
+    stock = fairseq(data, STOCK, exact)["losses"]
+    ours = fairseq(data, "ours, fp32", f"{exact} {as_stock}")["losses"]
+    alone = fairseq(data, STOCK, exact, OMP_NUM_THREADS="1")["losses"]
+    return [
+        *rows,
+        row("no dropout", "ours, fp32", stock, ours),
+        row("no dropout", "stock fairseq, fp32, one thread", stock, alone),
+    ]
+
+
+def row(recipe: str, contender: str, stock: list[float], losses: list[float]) -> dict:
+    differences = [abs(one - other) for one, other in zip(losses, stock, strict=True)]
+    beyond = (number for number, difference in enumerate(differences, 1) if difference > EQUAL)
+    means = [statistics.mean(each[-LAST:]) for each in (stock, losses)]
+    found = {
+        "recipe": recipe,
+        "contender": contender,
+        "updates": len(losses),
+        f"stock_mean_of_last_{LAST}": round(means[0], 5),
+        f"mean_of_last_{LAST}": round(means[1], 5),
+        "over_stock": round(means[1] / means[0], 5),
+        "largest_difference": f"{max(differences):.1e}",
+        f"updates_within_{EQUAL:g}": next(beyond, len(losses) + 1) - 1,
+        "machine": machine.describe(torch.get_num_threads()),
+    }
+    print(found, flush=True)
+    return found
 
 
 def race(data: Path, minutes: float, peers: str | None) -> list[dict]:
     rows = []
-    for contender in ["ours", "stock fairseq, fp32", *(["Hugging Face, bf16"] if peers else [])]:
+    for contender in ["ours", STOCK, *(["Hugging Face, bf16"] if peers else [])]:
         if contender in CONTENDERS:
             flags = f"{USUAL} --stop-time-hours {minutes / 60} --validate-interval-updates 1000000"
             flags += " --validate-interval 1000000"

@@ -58,8 +58,8 @@ def large_product(dtype: str) -> float:
     return 2 * 2048**3 / float(said.stdout)
 
 
-def run(command: list[str], out: Path) -> dict:
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
+def run(command: list[str], out: Path, **environment: str) -> dict:
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ".", **environment})
     if done.returncode:
         raise SystemExit(f"error: {' '.join(command)}\n{(done.stdout + done.stderr)[-2000:]}")
     return json.loads(out.read_text())

@@ -62,6 +62,7 @@ class BudgetedRun:
         if section.target_ppl is not None and not section.target_ppl > 1:
             fail(f"--target-ppl {section.target_ppl} can never be reached: a perplexity is above 1.")
         self._limit_seconds = seconds
+        self.vocabulary: int | None = None
         self.counters: dict[str, float] = dict.fromkeys(runlog.COUNTERS, 0)
         self.has_begun = self._finished = False
         self._stop_reason: str | None = None
@@ -382,6 +383,8 @@ class BudgetedRun:
             "hidden": hidden,
             "ffn": getattr(model, "encoder_ffn_embed_dim", None),
             "heads": getattr(model, "encoder_attention_heads", None),
+            "vocabulary": self.vocabulary,
+            "length": getattr(self.root.task, "tokens_per_sample", None),
             "budget_seconds": self.budget.seconds,
             "budget_clock": self.budget.clock,
             "seconds_per_update": self.budget.seconds_per_update,

@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words, passed_on = _split_at_dashes(list(sys.argv[1:] if arguments is None else arguments))
     parser = _parser()
     options = parser.parse_args(words)
-    if passed_on and options.command != "time-steps":
-        parser.error("only time-steps passes flags on to fairseq-train, behind --")
+    if passed_on and options.command not in ("time-steps", "plan"):
+        parser.error("only time-steps and plan pass flags on to fairseq-train, behind --")
     options.extra = passed_on
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -192,6 +192,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--weight-error-csv", type=Path, help="CSV file to write, a row for each size, module and method")
     sub.add_argument("--memory-limit", help="the memory at inference, such as 2MB: says what to ship")
+
+    sub = command("plan", _plan, "what to train for a budget and a limit of bytes, by the run logs of short pilot runs")
+    sub.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders (--save-dir) or logs of budgeted runs")
+    sub.add_argument("--budget", help="time to train, such as 8h, on the clock of the pilots' logs")
+    sub.add_argument("--memory-limit", help="the memory at inference, such as 2MB: says how to compress")
+    sub.add_argument("--sizes", default="", help="sizes to consider, such as 2l_64h,4l_128h; with --pilot, to run")
+    sub.add_argument("--study", type=Path, help="a results.json of the same data: what compression costs there")
+    sub.add_argument("--max-positions", type=int, help="of the model to train; otherwise the pilots' sequence length")
+    sub.add_argument(
+        "--pilot", help="run pilots of --sizes first, for so long each, such as 5m; needs --data and --out"
+    )
+    sub.add_argument("--data", type=Path, help="fairseq's data for the pilots (a data-bin)")
+    sub.add_argument("--out", type=Path, help="folder for the pilots; those that are done there are not run again")
+    sub.add_argument("--user-dir", type=Path, default=Path("fairseq_plugins"), help="this project's plugin")
+    sub.add_argument("--hold-out", choices=("size", "time"), help="also fit on a part of the logs and predict the rest")
+    sub.add_argument("--json", action="store_true", help="print the plan, or the hold-out, as JSON")
+    sub.add_argument("--figure", type=Path, help="picture to write (.png, .svg, .pdf): predictions and pilots' points")
+    sub.epilog = "Flags behind -- are for the pilots: train-large plan --pilot 5m ... -- --lr 1e-3 --batch-size 32"
 
     sub = command("doctor", _doctor, "which speed features work on this machine, and why the others do not")
     sub.add_argument("--json", action="store_true", help="print a list of what, active, why, off_by instead of a table")
@@ -418,6 +436,40 @@ def _report(options: argparse.Namespace) -> None:
     if options.weight_error_csv and isinstance(study, Results):
         write_weight_errors(study, options.weight_error_csv)
         print(f"wrote {options.weight_error_csv}")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    try:
+        from train_large import pilots, planner
+    except ModuleNotFoundError as error:
+        raise UserError(f"plan needs {error.name}: install train-large[report].") from None
+    from train_large.budget import parse_duration
+    from train_large.report.units import parse_bytes
+    from train_large.sizes import Size
+
+    sizes = [Size.parse(name.strip()) for name in options.sizes.split(",") if name.strip()]
+    seconds = parse_duration(options.budget, "--budget") if options.budget else None
+    limit = parse_bytes(options.memory_limit) if options.memory_limit else None
+    study = planner.read_study(options.study) if options.study else None
+    if seconds is None and (options.hold_out is None or options.figure or limit):
+        raise UserError("--budget: give the time there is to train, such as --budget 8h.")
+    runs = list(options.runs)
+    if options.pilot:
+        if options.data is None or options.out is None or not sizes:
+            raise UserError("--pilot needs --data, --out and --sizes: what to train on, where, and which sizes.")
+        recipe = pilots.Recipe(options.data, options.pilot, tuple(options.extra), options.user_dir)
+        runs += pilots.run_pilots(recipe, sizes, options.out, say=lambda line: print(line, file=sys.stderr))
+    elif options.extra or options.data or options.out:
+        raise UserError("--data, --out and flags behind -- are for pilots: add --pilot and how long each may take.")
+    if options.hold_out:
+        held = planner.hold_out(runs, options.hold_out)
+        print(planner.as_json(held) if options.json else planner.describe_hold_out(held))
+    if seconds is not None:
+        found = planner.plan(runs, seconds, limit, candidates=sizes, study=study, positions=options.max_positions)
+        print(planner.as_json(found) if options.json else planner.describe(found))
+    if options.figure:
+        planner.draw(runs, seconds, options.figure)
+        print(f"wrote {options.figure}", file=sys.stderr)
 
 
 def _doctor(options: argparse.Namespace) -> int:

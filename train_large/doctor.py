@@ -41,7 +41,7 @@ NEEDED_FOR = {
     "xla": "TPUs (in an environment of its own: make env-xla)",
     "pack": "quantize, pack, unpack, inspect and predict",
     "hf": "export-hf",
-    "report": "the report's tables, figures and page",
+    "report": "the report's tables, figures and page, and plan",
     "dev": "tests and lint",
 }
 

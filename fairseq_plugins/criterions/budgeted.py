@@ -54,6 +54,7 @@ class Budgeted:
         root = root_config(cfg)
         kind = LazyRun if root is not None and root.common.tpu else BudgetedRun
         criterion.run = budgeted_run.current = kind(cfg, cls.loss_name)
+        criterion.run.vocabulary = len(task.source_dictionary)
         return criterion
 
     @abstractmethod

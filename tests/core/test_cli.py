@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import pilot_logs
 import pytest
 import torch
 
@@ -40,6 +43,13 @@ def test_sizes_prints_the_figures_of_the_paper(capsys):
         (["export-hf", "nowhere.pt", "folder"], "nowhere.pt"),
         (["export-hf", "nowhere.pt", "folder", "--score", "accuracy"], "--score"),
         (["report", "nowhere.json", "--memory-limit", "2 fortnights"], "2 fortnights"),
+        (["plan", "nowhere", "--budget", "1h"], "nowhere"),
+        (["plan", "nowhere"], "--budget"),
+        (["plan", "--budget", "1h"], "--pilot"),
+        (["plan", "--budget", "2 fortnights"], "2 fortnights"),
+        (["plan", "--budget", "1h", "--pilot", "5m"], "--data"),
+        (["plan", "nowhere", "--budget", "1h", "--", "--lr", "1"], "--pilot"),
+        (["plan", "nowhere", "--budget", "1h", "--study", "nowhere.json"], "nowhere.json"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(words, named, capsys, tmp_path, monkeypatch):
@@ -49,6 +59,22 @@ def test_bad_input_is_one_sentence_and_status_2(words, named, capsys, tmp_path, 
     assert named in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_plan_answers_for_a_terminal_in_json_and_as_a_picture(tmp_path, capsys):
+    runs = [tmp_path / size.name for size in pilot_logs.SIZES]
+    for folder, size in zip(runs, pilot_logs.SIZES, strict=True):
+        pilot_logs.write_log(folder, size, pilot_logs.Truth())
+    words = ["plan", *map(str, runs), "--budget", "450s", "--memory-limit", "1MB"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert cli.main([*words, "--json", "--figure", str(tmp_path / "plan.svg")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert f"Train {found['pick']['size']} " in said
+    assert found["pick"]["compression"]["bytes"] <= 1_000_000
+    assert (tmp_path / "plan.svg").read_text().count("<svg")
+    assert cli.main(["plan", *map(str, runs), "--hold-out", "size"]) == 0
+    assert "predicted" in capsys.readouterr().out
 
 
 def test_quantize_writes_a_checkpoint_and_says_what_it_takes(tmp_path, capsys):

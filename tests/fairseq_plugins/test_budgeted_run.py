@@ -254,6 +254,13 @@ def test_finetuning_begins_with_a_fresh_budget(text, tmp_path, clock):
     assert lines[-1]["updates"] == 5
 
 
+def test_the_log_begins_with_what_its_readers_compare_runs_by(text, tmp_path, clock):
+    first = run(text, *MLM, "--max-update", "1", save_dir=tmp_path)[0]
+    words = len((text / "dict.txt").read_text().splitlines())
+    assert first["vocabulary"] == words + 5  # <s>, <pad>, </s>, <unk> and <mask>
+    assert first["length"] == int(MLM[MLM.index("--tokens-per-sample") + 1])
+
+
 def test_a_target_perplexity_stops_the_run(text, tmp_path, clock):
     flags = ["--target-ppl", "1000", "--validate-interval-updates", "3", "--max-update", "50"]
     lines = run(text, *MLM, "--budget", "1d", *flags, save_dir=tmp_path)

@@ -1,0 +1,264 @@
+"""The planner: the right pick where the truth is known, what fits a limit, hold-outs, and what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from pilot_logs import SIZES, VOCABULARY, Truth, parameters, write_log, write_logs
+from report.conftest import LOSS_AT_BITS, make_model
+from report.invented import make_translation_value
+
+from train_large import planner, sizes
+from train_large.errors import UserError
+from train_large.planner import as_json, describe, describe_hold_out, draw, hold_out, plan
+from train_large.report import results as report
+from train_large.sizes import Size
+
+# Small models with cheap updates against a large one that learns more of each: which is best depends on the budget.
+TRUTH = Truth(floor=1.8, shape=60.0, data=400.0)
+BIGGER = Size(6, 256, heads=16)
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    return write_logs(tmp_path_factory.mktemp("pilots"), TRUTH, (*SIZES, BIGGER))
+
+
+def true_best(budget, chosen=(*SIZES, BIGGER)):
+    return min(TRUTH.at(size, budget) for size in chosen)
+
+
+@pytest.fixture(scope="module")
+def study():
+    """A results.json's worth: three of the sizes, with small losses at 4 bits and large ones of pruning."""
+    models = []
+    for size, perplexity, accuracy in zip(SIZES[:3], (60.0, 40.0, 30.0), (0.60, 0.66, 0.70), strict=True):
+        total = sizes.parameters(size, VOCABULARY)
+        shape = (size.name, size.layers, size.hidden, size.heads, total, parameters(size))
+        models.append(make_model(*shape, 3e-3, 5000, perplexity, accuracy, 0.5))
+    value = {
+        **{"format": 1, "title": "study", "created": "2025-01-01T00:00:00+00:00", "command": "make demo"},
+        "machine": {
+            **{"processor": "p", "cores": 2, "memory_gib": 8.0, "python": "3.11", "torch": "2", "fairseq": "0.12"}
+        },
+        "budget": {"seconds": 150.0, "clock": "train"},
+        "pretraining": {"corpus": "c", "tokens": 1000, "vocabulary": 1000, "batch_tokens": 512},
+        "task": {"name": "t", "train": 9000, "valid": 1000, "metric": "accuracy", "majority": 0.5},
+        "models": models,
+        "claims": None,
+    }
+    return report.parse(value)
+
+
+@pytest.fixture
+def translation():
+    return report.parse(make_translation_value())
+
+
+@pytest.mark.parametrize("budget", [60, 150, 450, 1500])
+def test_the_pick_is_within_five_percent_of_the_best(logs, budget):
+    made = plan(logs, budget)
+    picked = Size.parse(made.pick.size)
+    chosen = next(size for size in (*SIZES, BIGGER) if size.name == picked.name)
+    assert TRUTH.at(chosen, budget) <= 1.05 * true_best(budget)
+    assert made.pick.interval[0] <= TRUTH.at(chosen, budget) <= made.pick.interval[1]
+
+
+def test_a_longer_budget_is_for_a_larger_size(logs):
+    short, long = plan(logs, 30).pick, plan(logs, 1500).pick
+    assert short.parameters < long.parameters
+
+
+def test_a_plan_says_what_to_run(logs):
+    made = plan(logs, 450)
+    pick, seconds = made.pick, 450
+    assert pick.learning_rate == 0.003
+    assert (pick.batch_tokens, pick.length) == (512, 16)
+    assert pick.updates * pick.seconds_per_update == pytest.approx(seconds, rel=0.01)
+    assert pick.perplexity == pytest.approx(math.exp(pick.loss))
+    assert pick.interval[0] < pick.perplexity <= pick.cautious < pick.interval[1]
+    assert pick.compression is None
+    names = [option.size for option in made.options]
+    assert names == [*(size.name for size in (*SIZES, BIGGER)), "6l_512h"]
+    at = names.index(pick.size)
+    assert made.larger == made.options[at + 1]
+    assert made.smaller == made.options[at - 1]
+    words = describe(made)
+    for part in (pick.size, "7.5 min", "32 sequences of 16 tokens", "0.003", "next smaller", "next larger", "Fitted"):
+        assert part in words
+    assert json.loads(as_json(made))["pick"]["size"] == pick.size
+
+
+def test_sizes_that_are_asked_for(logs):
+    made = plan(logs, 450, candidates=[Size(3, 96), SIZES[0]])
+    option = next(option for option in made.options if option.size == "3l_96h")
+    assert (option.heads, option.ffn, option.logged) == (6, 384, False)  # heads as wide as the pilots'
+    assert len(made.options) == 6  # and none beyond the largest
+    assert option.interval[0] < TRUTH.at(Size(3, 96, heads=6), 450) < option.interval[1]
+
+
+def test_a_limit_makes_the_model_smaller_or_compressed(logs):
+    free = plan(logs, 1500)
+    whole = 4 * free.pick.parameters
+    assert plan(logs, 1500, whole).pick.compression == planner.Compression(32, 0.0, whole, False, 0.0)
+    half = plan(logs, 1500, whole // 2)
+    assert half.pick.size == free.pick.size
+    assert (half.pick.compression.bits, half.pick.compression.loss) == (8, None)
+    assert half.pick.compression.bytes <= whole // 2
+    assert any("unknown" in caveat for caveat in half.caveats)
+    tight = plan(logs, 1500, 60_000)
+    assert tight.pick.parameters < free.pick.parameters
+    assert tight.pick.compression.bytes <= 60_000
+    assert tight.larger.compression is None
+    assert "does not fit" in describe(tight)
+
+
+def test_what_was_not_studied_is_not_pruned_far(logs):
+    for option in plan(logs, 450, 30_000).options:
+        assert option.compression is None or option.compression.sparsity <= planner.UNSTUDIED_SPARSITY
+
+
+def test_a_study_says_what_compression_costs(logs, study):
+    limit = 80_000
+    made = plan(logs, 450, limit, study=study)
+    option = next(option for option in made.options if option.size == "2l_64h")
+    entries = [entry for entry in study.models[1].compressed if entry.stored_bytes <= limit]
+    best = max(entries, key=lambda entry: entry.accuracy)
+    assert (option.compression.bits, option.compression.sparsity) == (best.bits, best.sparsity)
+    assert option.compression.measured
+    assert option.compression.bytes == best.stored_bytes
+    assert option.compression.loss == pytest.approx(study.models[1].at(0, 32).accuracy - best.accuracy)
+    assert made.pick.accuracy is not None
+    assert made.pick.accuracy_interval[0] < made.pick.accuracy < made.pick.accuracy_interval[1]
+    assert "points of accuracy" in describe(made)
+
+
+def test_between_studied_sizes_the_cost_is_between(study):
+    lost = [planner._accuracy_lost(study, size, VOCABULARY, 0.3, 4) for size in (SIZES[0], Size(2, 48), SIZES[1])]
+    assert lost[0] > lost[1] > lost[2] > 0.9 * LOSS_AT_BITS[4]
+    assert planner._accuracy_lost(study, Size(12, 768), VOCABULARY, 0.3, 4) is None  # far from all
+
+
+def test_accuracy_is_expected_along_the_studys_line(study):
+    line = planner._accuracy_of(study)
+    assert planner._share(line, math.log(40)) == pytest.approx(0.66, abs=0.02)
+    assert planner._share(line, math.log(30)) > planner._share(line, math.log(60))
+
+
+def test_a_study_of_another_vocabulary(logs, study, tmp_path):
+    others = write_logs(tmp_path, TRUTH, SIZES[:2], symbols=5000)
+    with pytest.raises(UserError, match="different vocabularies; give the study of the same data"):
+        plan(others, 450, study=study)
+
+
+def test_sizes_still_on_the_plateau_are_said_and_not_picked(tmp_path):
+    truth = Truth(leave=1.6e8, plateau=4.8)
+    small = Size(1, 16, heads=1)
+    made = plan(write_logs(tmp_path, truth, (small, *SIZES[:3])), 150)
+    assert made.pick.size != small.name
+    assert any("plateau" in caveat and small.name in caveat for caveat in made.caveats)
+    assert made.options[0].on_plateau
+    assert made.options[0].perplexity == pytest.approx(math.exp(4.8), rel=0.1)
+
+
+def test_a_budget_far_away_is_said(logs):
+    assert any("times the longest pilot's" in caveat for caveat in plan(logs, 15_000).caveats)
+    assert not any("times the longest pilot's" in caveat for caveat in plan(logs, 450).caveats)
+
+
+def test_the_same_logs_give_the_same_plan(logs):
+    assert as_json(plan(logs, 450)) == as_json(plan(logs[::-1], 450))
+
+
+def test_hold_out_by_size(logs):
+    held = hold_out(logs, "size")
+    assert held.fitted_on == ("2l_32h", "2l_64h")
+    assert [each.size for each in held.errors] == ["3l_128h", "4l_192h", "6l_256h"]
+    for each in held.errors:
+        assert each.interval[0] <= each.measured <= each.interval[1]
+        assert each.error == pytest.approx(each.predicted / each.measured - 1)
+    assert held.best == min((TRUTH.at(size, 150), size.name) for size in (*SIZES, BIGGER))[1]
+    assert held.regret >= 0
+    assert f"The pick would have been {held.pick}" in describe_hold_out(held)
+    assert json.loads(as_json(held))["best"] == held.best
+
+
+def test_hold_out_by_time(logs):
+    held = hold_out(logs, "time", 0.5)
+    assert len(held.errors) == 5
+    assert sum(abs(each.error) for each in held.errors) / 5 < 0.15
+    assert held.regret < 0.05
+
+
+def test_hold_out_needs_four_sizes(logs):
+    with pytest.raises(UserError, match="four sizes"):
+        hold_out(logs[:3])
+
+
+def test_hold_out_needs_something_to_fit(logs):
+    with pytest.raises(UserError, match="no run has a validation in its first 1%"):
+        hold_out(logs, "time", 0.01)
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])
+def test_the_figure(logs, tmp_path, name, start):
+    draw(logs, 450, tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(start)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_figure_of_no_known_kind(logs, tmp_path):
+    with pytest.raises(UserError, match="a.txt: give a name that ends in .png"):
+        draw(logs, 450, tmp_path / "a.txt")
+
+
+def test_a_budget_below_every_pilot(logs):
+    with pytest.raises(
+        UserError, match="a budget of 5 s is below every pilot's first validation, at 9.97 s: give more"
+    ):
+        plan(logs, 5)
+
+
+def test_a_limit_below_every_size(logs):
+    with pytest.raises(
+        UserError, match=r"a limit of 2.00 kB is below every size: the smallest, 2l_32h, takes \d\S+ kB"
+    ):
+        plan(logs, 450, 2000)
+
+
+def test_a_limit_without_a_vocabulary(tmp_path):
+    logs = write_logs(tmp_path, TRUTH, SIZES[:2], arch="transformer")
+    with pytest.raises(UserError, match="does not say its vocabulary"):
+        plan(logs, 450, 10_000)
+
+
+def test_a_study_is_read_from_its_file(study, translation, tmp_path):
+    report.save(study, tmp_path / "results.json")
+    assert planner.read_study(tmp_path / "results.json") == study
+    report.save(translation, tmp_path / "mt.json")
+    with pytest.raises(UserError, match="mt.json is a study of translation"):
+        planner.read_study(tmp_path / "mt.json")
+
+
+def test_no_logs():
+    with pytest.raises(UserError, match="no run log"):
+        plan([], 450)
+
+
+def test_one_size(tmp_path):
+    with pytest.raises(UserError, match="two sizes or more"):
+        plan([write_log(tmp_path / "a", SIZES[0], TRUTH)], 450)
+
+
+def test_torch_is_not_needed_without_a_limit(logs):
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['matplotlib'] = None\n"
+        "from pathlib import Path\nfrom train_large.planner import plan\n"
+        f"print(plan([Path(p) for p in {list(map(str, logs))!r}], 450).pick.size)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == plan(logs, 450).pick.size, done.stderr

@@ -1,0 +1,651 @@
+"""What to train: for a budget of seconds and a limit of bytes at inference, the size, how long, and how to compress it.
+
+`plan` reads the run logs of pilots, fits train_large.scaling's law, and goes through the candidates: the pilots' sizes,
+one size beyond their largest, and any that are asked for. Bytes are those of train_large.compression.storage, or of
+the files of a study where it has measured that size. What compression costs in quality is known only from such a study
+(the demo's results.json); without one, the mildest compression that fits is chosen and its cost said to be unknown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from train_large import scaling, sizes
+from train_large.errors import UserError
+from train_large.report.results import Results, load
+from train_large.report.units import format_bytes, format_count, format_perplexity, format_seconds, seconds_unit
+from train_large.scaling import Law, Pilot
+from train_large.sizes import Size
+
+BITS = (32, 8, 6, 4)  # the paper's (section 4.2)
+SPARSITIES = (0.0, 0.15, 0.30, 0.45, 0.60, 0.75, 0.90)  # the paper's (section 4.3)
+UNSTUDIED_SPARSITY = 0.30  # the most that is proposed where nobody has measured what it costs
+QUANTILES = (0.05, 0.5, 0.95)
+CAUTION = 0.75  # the pick is that of the best quantile: a size of which little is known has to be better
+PILOT_SPEED_DEVIATION = 0.03  # of log seconds per token of a size that was run, from one run to the next
+NEAR = 4  # a study tells of sizes up to so many times its own
+PICTURES = ("png", "svg", "pdf")
+FAR = 10  # budgets so many times the pilots' are said to be far away
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Compression:
+    """`measured` says whether `bytes` are those of a real file, and `loss` the accuracy that it costs (a share);
+    None where it is unknown."""
+
+    bits: int
+    sparsity: float
+    bytes: int
+    measured: bool
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Option:
+    """One size, given the whole budget."""
+
+    size: str
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    parameters: int
+    """with embeddings"""
+    logged: bool
+    """whether there is a pilot of it"""
+    updates: int
+    tokens: int
+    seconds_per_update: float
+    batch_tokens: int
+    length: int | None
+    """tokens per sequence, where the logs tell"""
+    learning_rate: float | None
+    loss: float
+    perplexity: float
+    interval: Interval
+    """of the perplexity, 90 %"""
+    cautious: float
+    """the perplexity that three of four runs would be below; the pick has the least"""
+    accuracy: float | None
+    """on the study's task, before compression"""
+    accuracy_interval: Interval | None
+    on_plateau: bool
+    compression: Compression | None
+    """the mildest that fits, or the one with the best accuracy; None if nothing fits, or if no limit was given"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer. `options` are all candidates, by rising size."""
+
+    budget_seconds: float
+    clock: str
+    limit_bytes: int | None
+    pick: Option
+    smaller: Option | None
+    larger: Option | None
+    options: tuple[Option, ...]
+    law: str
+    caveats: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """logit(accuracy) = level + slope x loss, give or take `error` of accuracy (90 %)."""
+
+    level: float
+    slope: float
+    error: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A run that the fit has not seen, or not its end."""
+
+    size: str
+    measured: float
+    predicted: float
+    interval: Interval
+    """perplexities, and the 90 % interval"""
+
+    @property
+    def error(self) -> float:
+        """As a share of the measured perplexity."""
+        return self.predicted / self.measured - 1
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """What a fit on a part of the logs says of the rest. `pick` and `best` are of all sizes, `regret` is how much
+    worse the pick's measured perplexity is than the best's."""
+
+    how: str
+    fitted_on: tuple[str, ...]
+    errors: tuple[HeldOut, ...]
+    pick: str
+    best: str
+    regret: float
+
+
+# ------------------------------------------------------------------------------------------------ the plan
+
+
+def plan(
+    logs: Sequence[Path],
+    budget_seconds: float,
+    limit_bytes: int | None = None,
+    *,
+    candidates: Sequence[Size] = (),
+    study: Results | None = None,
+    positions: int | None = None,
+    draws: int = scaling.DRAWS,
+) -> Plan:
+    """What to train for so many seconds (on the clock of the logs) and to store in so many bytes.
+
+    `candidates` are sizes to consider beside the pilots' and the one beyond them. `study` is a results.json with
+    compressed models of the same data; `positions` the model's `--max-positions` (default: the sequence length).
+    Raises UserError: no log, logs that do not compare, fewer than two sizes, a budget shorter than any pilot's first
+    validation, a limit below any size.
+    """
+    pilots = scaling.read_pilots(logs)
+    return plan_from(pilots, budget_seconds, limit_bytes, candidates, study, positions, draws)
+
+
+def plan_from(
+    pilots: Sequence[Pilot],
+    budget_seconds: float,
+    limit_bytes: int | None,
+    candidates: Sequence[Size],
+    study: Results | None,
+    positions: int | None,
+    draws: int = scaling.DRAWS,
+) -> Plan:
+    """As `plan`, of logs that have been read."""
+    first = min(pilot.seconds[0] for pilot in pilots)
+    if not budget_seconds >= first:
+        raise UserError(
+            f"a budget of {format_seconds(budget_seconds)} is below every pilot's first validation, at "
+            f"{format_seconds(first)}: give more, or run pilots that validate sooner (--validate-interval-updates)."
+        )
+    if limit_bytes is not None and pilots[0].vocabulary is None:
+        raise UserError(
+            f"{pilots[0].path} does not say its vocabulary, so bytes cannot be counted: leave the limit out, or give "
+            "logs of a budgeted masked LM."
+        )
+    _check_study(study, pilots)
+    law = scaling.fit(pilots, draws)
+    accuracy = _accuracy_of(study)
+    tried = _candidates(pilots, candidates)
+    options = tuple(
+        _option(size, pilots, law, budget_seconds, limit_bytes, study, positions, accuracy) for size in tried
+    )
+    fitting = [option for option in options if limit_bytes is None or option.compression is not None]
+    if not fitting:
+        assert limit_bytes is not None
+        least, name = min(
+            ((each, size.name) for size in tried for each in _compressions(size, pilots, study, positions)),
+            key=lambda pair: pair[0].bytes,
+        )
+        raise UserError(
+            f"a limit of {format_bytes(limit_bytes)} is below every size: the smallest, {name}, takes "
+            f"{format_bytes(least.bytes)} at {least.bits} bits and {least.sparsity:.0%} sparse; give at least that, or "
+            "run a pilot of a smaller size."
+        )
+    pick = min(fitting, key=lambda option: _badness(option, accuracy))
+    at = options.index(pick)
+    return Plan(
+        budget_seconds=budget_seconds,
+        clock=pilots[0].clock,
+        limit_bytes=limit_bytes,
+        pick=pick,
+        smaller=options[at - 1] if at > 0 else None,
+        larger=options[at + 1] if at + 1 < len(options) else None,
+        options=options,
+        law=law.describe(),
+        caveats=tuple(_caveats(pilots, law, pick, options, budget_seconds, study)),
+    )
+
+
+def _badness(option: Option, level: Accuracy | None) -> float:
+    """Less is better: perplexity, at odds of CAUTION; where a study tells of accuracy, that after compression."""
+    if level is None:
+        return option.cautious
+    lost = option.compression.loss if option.compression is not None else None
+    return (lost or 0.0) - _share(level, math.log(option.cautious))
+
+
+def _share(accuracy: Accuracy, loss: float) -> float:
+    return 1 / (1 + math.exp(-(accuracy.level + accuracy.slope * loss)))
+
+
+def _candidates(pilots: Sequence[Pilot], asked: Sequence[Size]) -> list[Size]:
+    """By rising size: the pilots' sizes, those asked for, and, where none are, one beyond the largest pilot."""
+    first = pilots[0]
+    found = dict.fromkeys(pilot.size for pilot in pilots)
+    largest = pilots[-1].size
+    if not asked:
+        # Twice as wide, in as wide heads and the same proportions.
+        found[Size(largest.layers, 2 * largest.hidden, 2 * largest.ffn, 2 * largest.heads)] = None
+    named = {size.name for size in found}
+    for size in asked:
+        if size.name not in named:
+            found[_like(size, pilots)] = None
+    return sorted(found, key=lambda size: (scaling.parameters_of(first.arch, size, first.vocabulary or 0), size.layers))
+
+
+def _like(size: Size, pilots: Sequence[Pilot]) -> Size:
+    """`size` with heads as wide and FFNs in the same proportion as the nearest pilot's."""
+    near = min(pilots, key=lambda pilot: abs(math.log(pilot.size.hidden / size.hidden))).size
+    width = near.hidden // near.heads
+    heads = size.hidden // width if size.hidden % width == 0 else 1
+    return Size(size.layers, size.hidden, round(near.ffn / near.hidden * size.hidden), heads)
+
+
+def _option(
+    size: Size,
+    pilots: Sequence[Pilot],
+    law: Law,
+    budget: float,
+    limit: int | None,
+    study: Results | None,
+    positions: int | None,
+    accuracy: Accuracy | None,
+) -> Option:
+    first = pilots[0]
+    own = [pilot for pilot in pilots if pilot.size == size]
+    parameters = scaling.parameters_of(first.arch, size, first.vocabulary or 0)
+    per_token = scaling.seconds_per_token(size, pilots)
+    batch = _interpolated(parameters, {p.parameters: p.batch_tokens for p in pilots})
+    rates = {p.parameters: p.learning_rate for p in pilots if p.learning_rate is not None}
+    tokens = budget / per_token
+    losses = _drawn(law, size, parameters, tokens, pilots)
+    low, middle, high = np.exp(np.quantile(losses, QUANTILES))
+    expected = bounds = None
+    if accuracy is not None:
+        shares = sorted(_share(accuracy, float(loss)) for loss in np.quantile(losses, QUANTILES))
+        expected = shares[1]
+        bounds = (max(0.0, shares[0] - accuracy.error), min(1.0, shares[2] + accuracy.error))
+    compression = None
+    if limit is not None:
+        fits = [each for each in _compressions(size, pilots, study, positions) if each.bytes <= limit]
+        # What costs no accuracy; then what takes away the least, as the bytes that are left tell.
+        compression = min(fits, key=lambda each: (each.loss or 0.0, -each.bytes), default=None)
+    return Option(
+        size=size.name,
+        layers=size.layers,
+        hidden=size.hidden,
+        ffn=size.ffn,
+        heads=size.heads,
+        parameters=_all_parameters(size, pilots, positions),
+        logged=bool(own),
+        updates=max(1, int(tokens / batch)),
+        tokens=int(tokens),
+        seconds_per_update=per_token * batch,
+        batch_tokens=round(batch),
+        length=first.length,
+        learning_rate=float(f"{_interpolated(parameters, rates):.2g}") if rates else None,
+        loss=float(math.log(middle)),
+        perplexity=float(middle),
+        interval=(float(low), float(high)),
+        cautious=float(np.exp(np.quantile(losses, CAUTION))),
+        accuracy=expected,
+        accuracy_interval=bounds,
+        on_plateau=law.on_plateau(parameters, tokens),
+        compression=compression,
+    )
+
+
+def _drawn(law: Law, size: Size, parameters: int, tokens: float, pilots: Sequence[Pilot]) -> np.ndarray:
+    """Losses of runs of about so many tokens: the speed is not certain either, less so for a size without a pilot."""
+    distance = min(abs(math.log(parameters / pilot.parameters)) for pilot in pilots)
+    logged = any(pilot.size == size for pilot in pilots)
+    deviation = PILOT_SPEED_DEVIATION if logged else PILOT_SPEED_DEVIATION + 0.15 * min(1.0, distance)
+    scale = np.exp(deviation * np.random.default_rng(1).standard_normal(len(law.draws)))
+    return np.diagonal(law.losses(size, parameters, tokens * scale))
+
+
+def _interpolated(parameters: float, known: dict[int, float]) -> float:
+    """Between the pilots in log-log scale; beyond them as the nearest one has it."""
+    xs = sorted(known)
+    return math.exp(float(np.interp(math.log(parameters), np.log(xs), np.log([known[x] for x in xs]))))
+
+
+def _all_parameters(size: Size, pilots: Sequence[Pilot], positions: int | None) -> int:
+    first = pilots[0]
+    for pilot in pilots:
+        if pilot.size == size and pilot.all_parameters:
+            return pilot.all_parameters
+    vocabulary = first.vocabulary or 0
+    if first.arch == "prenorm_roberta":
+        return sizes.parameters(size, vocabulary, max_positions=positions or first.length or sizes.PAPER_LENGTH)
+    return scaling.parameters_of(first.arch, size, vocabulary) + vocabulary * size.hidden
+
+
+def _caveats(
+    pilots: Sequence[Pilot],
+    law: Law,
+    pick: Option,
+    options: Sequence[Option],
+    budget: float,
+    study: Results | None,
+) -> list[str]:
+    said = []
+    waiting = sorted({pilot.size.name for pilot in scaling.sort_pilots(pilots).waiting})
+    if waiting:
+        said.append(
+            f"still on the plateau when their pilots ended, so that little is known of them: {', '.join(waiting)}; "
+            "longer pilots would tell"
+        )
+    if len(law.fitted_sizes) < 2:
+        said.append(
+            f"only {law.fitted_sizes[0].name} has left the plateau: how loss depends on size is assumed from the "
+            "literature, not measured"
+        )
+    if pick.on_plateau:
+        said.append(f"{pick.size} is likely to be on the plateau still when the budget ends")
+    if not pick.logged:
+        said.append(f"no pilot of {pick.size} was run: run one before you spend the budget on it")
+    longest = max(float(pilot.seconds[-1]) for pilot in pilots)
+    if budget > FAR * longest:
+        said.append(
+            f"the budget is {budget / longest:.0f} times the longest pilot's: the interval holds only if the law does "
+            "so far, and if there is text enough not to be read again and again"
+        )
+    close = [
+        option.size
+        for option in options
+        if option is not pick and option.logged and option.perplexity <= pick.interval[1] and not option.on_plateau
+    ]
+    if close:
+        said.append(f"cannot be told apart from {pick.size} in perplexity: {', '.join(close)}")
+    if pick.compression is not None and pick.compression.loss is None and _is_compressed(pick.compression):
+        said.append(
+            "what this compression costs in quality is unknown"
+            + (": no study was given" if study is None else ": the study has no size near it")
+        )
+    return said
+
+
+def _is_compressed(compression: Compression) -> bool:
+    return compression.bits < 32 or compression.sparsity > 0
+
+
+# ------------------------------------------------------------------------------------------------ compression
+
+
+def _compressions(
+    size: Size, pilots: Sequence[Pilot], study: Results | None, positions: int | None
+) -> list[Compression]:
+    """Every way to store `size`."""
+    vocabulary = pilots[0].vocabulary or 0
+    total = _all_parameters(size, pilots, positions)
+    model = (
+        next((m for m in study.models if (m.layers, m.hidden) == (size.layers, size.hidden)), None) if study else None
+    )
+    found = []
+    for bits in BITS:
+        for sparsity in SPARSITIES:
+            entry = model.at(sparsity, bits) if model else None
+            whole = bits == 32 and sparsity == 0
+            lost = 0.0 if whole else _accuracy_lost(study, size, vocabulary, sparsity, bits)
+            if lost is None and sparsity > UNSTUDIED_SPARSITY:
+                continue
+            stored = entry.stored_bytes if entry else _forecast(size, total, vocabulary, bits, sparsity)
+            found.append(Compression(bits, sparsity, stored, entry is not None, lost))
+    return found
+
+
+def _forecast(size: Size, parameters: int, vocabulary: int, bits: int, sparsity: float) -> int:
+    try:
+        from train_large.compression.forecast import forecast_bytes
+    except ImportError:
+        raise UserError("counting the bytes of compressed models needs PyTorch: install train-large[pack].") from None
+    return forecast_bytes(size, parameters, vocabulary, bits, sparsity)
+
+
+def read_study(path: Path) -> Results:
+    """The results.json of a study that has compressed its models. Raises UserError for anything else."""
+    found = load(path)
+    if not isinstance(found, Results):
+        raise UserError(f"{path} is a study of translation, which has compressed nothing: give one that has.")
+    return found
+
+
+def _check_study(study: Results | None, pilots: Sequence[Pilot]) -> None:
+    """Raise UserError for a study of another vocabulary, where a size in both tells it."""
+    for model in study.models if study else ():
+        for pilot in pilots:
+            same = (model.layers, model.hidden) == (pilot.size.layers, pilot.size.hidden)
+            if same and pilot.vocabulary and model.parameters_without_embeddings != pilot.parameters:
+                raise UserError(
+                    f"the study's {model.name} has {model.parameters_without_embeddings:,} parameters without "
+                    f"embeddings and {pilot.path}'s {pilot.parameters:,}: they are of different vocabularies; give the "
+                    "study of the same data."
+                )
+
+
+def _accuracy_lost(study: Results | None, size: Size, vocabulary: int, sparsity: float, bits: int) -> float | None:
+    """Accuracy that the compression costs: between the study's sizes in the log of their parameters, beyond them as
+    the nearest. None where nothing within `NEAR` times the size was measured."""
+    known: dict[float, float] = {}
+    for model in study.models if study else ():
+        whole, entry = model.at(0.0, 32), model.at(sparsity, bits)
+        if whole is not None and entry is not None and model.parameters_without_embeddings:
+            known[math.log(model.parameters_without_embeddings)] = max(0.0, whole.accuracy - entry.accuracy)
+    at = math.log(sizes.parameters_without_embeddings(size, vocabulary))
+    if not known or min(abs(x - at) for x in known) > math.log(NEAR):
+        return None
+    xs = sorted(known)
+    return float(np.interp(at, xs, [known[x] for x in xs]))
+
+
+def _accuracy_of(study: Results | None) -> Accuracy | None:
+    """Accuracy after finetuning by the loss of pretraining: a line through the study's sizes, in logits. None for
+    fewer than three sizes, or where accuracy does not rise as loss falls."""
+    if study is None or len(study.models) < 3:
+        return None
+    losses = np.log([model.perplexity for model in study.models])
+    shares = np.clip([model.finetuned.accuracy for model in study.models], 1e-3, 1 - 1e-3)
+    slope, level = np.polyfit(losses, np.log(shares / (1 - shares)), 1)
+    if slope >= 0:
+        return None
+    fitted = 1 / (1 + np.exp(-(level + slope * losses)))
+    scatter = float(np.sqrt(np.sum((fitted - shares) ** 2) / (len(shares) - 2)))
+    sampling = math.sqrt(float(np.mean(shares * (1 - shares))) / study.task.valid)
+    return Accuracy(float(level), float(slope), 1.645 * math.hypot(scatter, sampling))
+
+
+# ------------------------------------------------------------------------------------------------ hold-out
+
+
+def hold_out(logs: Sequence[Path], by: str = "size", share: float = 1 / 3, draws: int = scaling.DRAWS) -> HoldOut:
+    """Fit on a part of the logged runs and predict the rest.
+
+    `by` size: on the smaller half of the sizes, to predict the ends of the larger. `by` time: on every run up to
+    `share` of its seconds, to predict its end; what such a run has seen is not what a pilot of that budget would have
+    seen, for its learning rate has not come down, which the law allows for. Raises UserError as `plan` does, and for
+    fewer than four sizes by size.
+    """
+    pilots = scaling.read_pilots(logs)
+    names = list(dict.fromkeys(pilot.size for pilot in pilots))
+    if by == "size":
+        if len(names) < 4:
+            raise UserError(
+                f"a hold-out by size needs four sizes, two to fit and two to predict, not {len(names)}: give more logs "
+                "or hold out by time."
+            )
+        half = names[: len(names) // 2]
+        known = [pilot for pilot in pilots if pilot.size in half]
+        unknown = [pilot for pilot in pilots if pilot.size not in half]
+        how = "fitted on the smaller half of the sizes"
+    elif by == "time":
+        cut = [pilot.until(share * pilot.seconds[-1]) for pilot in pilots]
+        known = [pilot for pilot in cut if len(pilot.losses)]
+        unknown = pilots
+        how = f"fitted on the first {share:.0%} of every run"
+        if not known:
+            raise UserError(f"no run has a validation in its first {share:.0%}: hold out by size, or a larger share.")
+    else:
+        raise ValueError(f"by is size or time, not {by!r}")
+    law = scaling.fit(known, draws)
+    errors: list[HeldOut] = []
+    predicted: dict[str, list[float]] = {}
+    measured: dict[str, list[float]] = {}
+    for pilot in pilots:
+        tokens = float(pilot.tokens[-1])
+        losses = _drawn(law, pilot.size, pilot.parameters, tokens, known)
+        low, middle, high = np.exp(np.quantile(losses, QUANTILES))
+        truth = math.exp(float(pilot.losses[-1]))
+        if pilot in unknown:
+            errors.append(HeldOut(pilot.size.name, truth, float(middle), (float(low), float(high))))
+        predicted.setdefault(pilot.size.name, []).append(float(np.exp(np.quantile(losses, CAUTION))))
+        measured.setdefault(pilot.size.name, []).append(truth)
+    guesses, truths = ({name: float(np.mean(v)) for name, v in each.items()} for each in (predicted, measured))
+    pick, best = min(guesses, key=guesses.__getitem__), min(truths, key=truths.__getitem__)
+    return HoldOut(
+        how=how,
+        fitted_on=tuple(dict.fromkeys(pilot.size.name for pilot in known)),
+        errors=tuple(errors),
+        pick=pick,
+        best=best,
+        regret=truths[pick] / truths[best] - 1,
+    )
+
+
+def describe_hold_out(held: HoldOut) -> str:
+    """In a few lines, for a terminal."""
+    lines = [f"Hold-out, {held.how} ({', '.join(held.fitted_on)}):"]
+    lines += [
+        f"  {each.size:<10} perplexity {format_perplexity(each.measured)}, predicted "
+        f"{format_perplexity(each.predicted)} ({each.error:+.0%}), 90% interval {_range(each.interval)}"
+        for each in held.errors
+    ]
+    verdict = "which is the best" if held.regret == 0 else f"{held.regret:.1%} worse than the best, {held.best}"
+    return "\n".join([*lines, f"  The pick would have been {held.pick}, {verdict}."])
+
+
+# ------------------------------------------------------------------------------------------------ showing it
+
+
+def describe(plan: Plan) -> str:
+    """The plan in a few lines, for a terminal."""
+    pick = plan.pick
+    rate = f" at a peak rate of {pick.learning_rate:g}" if pick.learning_rate is not None else ""
+    lines = [
+        f"Train {pick.size} ({format_count(pick.parameters)} parameters) for the whole "
+        f"{format_seconds(plan.budget_seconds)}: about {pick.updates:,} updates of {_batch(pick)}{rate}.",
+        f"Expected perplexity {format_perplexity(pick.perplexity)}, 90% interval {_range(pick.interval)}.",
+    ]
+    if pick.accuracy is not None and pick.accuracy_interval is not None:
+        low, high = pick.accuracy_interval
+        lines.append(f"Expected accuracy once finetuned {pick.accuracy:.1%}, 90% interval {low:.1%} to {high:.1%}.")
+    if pick.compression is not None and plan.limit_bytes is not None:
+        lines.append(_how_to_store(pick.compression, plan.limit_bytes))
+    for what, option in (("smaller", plan.smaller), ("larger", plan.larger)):
+        if option is None:
+            lines.append(f"No {what} size was considered.")
+            continue
+        unfit = ", and does not fit the limit" if plan.limit_bytes and option.compression is None else ""
+        lines.append(
+            f"The next {what}, {option.size}{'' if option.logged else ' (no pilot)'}: "
+            f"perplexity {format_perplexity(option.perplexity)}, {_range(option.interval)}{unfit}."
+        )
+    lines += [f"Note: {caveat}." for caveat in plan.caveats]
+    return "\n".join([*lines, f"Fitted: {plan.law}."])
+
+
+def _batch(option: Option) -> str:
+    if option.length is None:
+        return f"{option.batch_tokens:,} tokens"
+    return f"{round(option.batch_tokens / option.length):,} sequences of {option.length} tokens"
+
+
+def _how_to_store(compression: Compression, limit: int) -> str:
+    ways = []
+    if compression.sparsity:
+        ways.append(f"pruned to {compression.sparsity:.0%} zeros")
+    if compression.bits < 32:
+        ways.append(f"quantized to {compression.bits} bits")
+    cost = (
+        "at a cost in accuracy that is unknown"
+        if compression.loss is None
+        else f"at a cost of about {100 * compression.loss:.1f} points of accuracy"
+    )
+    size = f"{format_bytes(compression.bytes)} of {format_bytes(limit)}"
+    if not ways:
+        return f"Store it as it is: {size}."
+    return f"Store it {' and '.join(ways)}: {size}, {cost}."
+
+
+def _range(interval: Interval) -> str:
+    return " to ".join(map(format_perplexity, interval))
+
+
+def as_json(found: Plan | HoldOut) -> str:
+    """It as a JSON object, with a line's end."""
+    return json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) + "\n"
+
+
+def draw(logs: Sequence[Path], budget_seconds: float, path: Path, draws: int = scaling.DRAWS) -> None:
+    """Predicted perplexity against the budget, a curve for each candidate with its interval, and the pilots' points.
+
+    The picture's format is that of the name: .png, .svg or .pdf. Points are filled where the fit used them. Raises
+    UserError as `plan` does, and where the file cannot be written.
+    """
+    try:
+        import matplotlib.style
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("drawing needs matplotlib: install train-large[report].") from None
+    from train_large.files import whole
+    from train_large.report.figures import palette, round_ticks
+
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in PICTURES:
+        raise UserError(f"{path}: give a name that ends in {', '.join('.' + each for each in PICTURES)}.")
+    pilots = scaling.read_pilots(logs)
+    law = scaling.fit(pilots, draws)
+    parts = scaling.sort_pilots(pilots)
+    starts = {id(each.pilot): each.start for each in parts.fitted}
+    tried = _candidates(pilots, ())
+    unit, length = seconds_unit(budget_seconds)
+    first = min(float(pilot.seconds[0]) for pilot in pilots)
+    times = np.geomspace(first, max(budget_seconds, max(float(p.seconds[-1]) for p in pilots)), 60)
+    with matplotlib.style.context("default"):
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        axis = figure.add_subplot()
+        for size, (colour, _) in zip(tried, palette(len(tried))):
+            own = [pilot for pilot in pilots if pilot.size == size]
+            parameters = scaling.parameters_of(pilots[0].arch, size, pilots[0].vocabulary or 0)
+            tokens = times / scaling.seconds_per_token(size, pilots)
+            low, middle, high = np.exp(np.quantile(law.losses(size, parameters, tokens), QUANTILES, axis=0))
+            axis.plot(times / length, middle, color=colour, linestyle="-" if own else "--", label=size.name)
+            axis.fill_between(times / length, low, high, color=colour, alpha=0.12, linewidth=0)
+            for pilot in own:
+                start = starts.get(id(pilot), len(pilot.losses))
+                for begin, end, fill in ((0, start, "none"), (start, len(pilot.losses), colour)):
+                    heights = np.exp(pilot.losses[begin:end])
+                    axis.scatter(
+                        pilot.seconds[begin:end] / length, heights, s=18, edgecolors=colour, facecolors=fill, zorder=3
+                    )
+        axis.axvline(budget_seconds / length, color="grey", linewidth=0.8)
+        axis.set(xscale="log", yscale="log", xlabel=f"budget ({unit})", ylabel="validation perplexity")
+        for each in (axis.xaxis, axis.yaxis):
+            ends = sorted(each.get_view_interval())
+            each.set_ticks(round_ticks(ends[0], ends[1], 7))
+            each.set_major_formatter("{x:g}")
+            each.set_minor_formatter("")
+        axis.grid(color="#e0e0e0", linewidth=0.7)
+        axis.set_axisbelow(True)
+        axis.legend(frameon=False, title="lines: at the end of a run\npoints: on the way", title_fontsize=8, fontsize=8)
+        with whole(path) as aside:
+            figure.savefig(aside, format=kind, dpi=150)
