@@ -255,7 +255,7 @@ def test_finetuning_begins_with_a_fresh_budget(text, tmp_path, clock):
 
 
 def test_the_log_begins_with_what_its_readers_compare_runs_by(text, tmp_path, clock):
-    first = run(text, *MLM, "--max-update", "1", save_dir=tmp_path)[0]
+    first = run(text, *MLM, "--budget", "1s", save_dir=tmp_path)[0]
     words = len((text / "dict.txt").read_text().splitlines())
     assert first["vocabulary"] == words + 5  # <s>, <pad>, </s>, <unk> and <mask>
     assert first["length"] == int(MLM[MLM.index("--tokens-per-sample") + 1])

@@ -118,7 +118,7 @@ def trained(tmp_path_factory):
     model = f"--user-dir {PLUGIN} --arch prenorm_roberta --max-positions 40 {size}"
     task = "--task masked_lm --tokens-per-sample 32 --save-dir run --disable-validation --no-epoch-checkpoints"
     budget = "--criterion budgeted_masked_lm --budget 1h --lr-scheduler budget_linear --warmup-fraction 0"
-    steps = "--optimizer adam --lr 5e-3 --batch-size 16 --max-update 150"
+    steps = "--optimizer adam --lr 5e-3 --batch-size 16 --max-update 400"
     run_fairseq("train", folder, f"data {task} {model} {budget} {steps} {QUIET}")
     return folder
 
