@@ -114,9 +114,11 @@ def test_a_killed_pilot_goes_on(recipe, tmp_path, monkeypatch, sent):
     """A signal to the one who runs the pilots: the run saves itself, and takes its budget up where it was."""
     monkeypatch.setenv("SLOW", "1")
     code = f"""
+        import signal
         from pathlib import Path
         from train_large.pilots import Recipe, run_pilots
         from train_large.sizes import Size
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         recipe = Recipe(Path({str(recipe.data)!r}), "30s", {FLAGS!r}, Path({str(recipe.user_dir)!r}), "stand_in")
         run_pilots(recipe, [Size(1, 16), Size(2, 16)], Path({str(tmp_path / "out")!r}))
     """
