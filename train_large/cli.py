@@ -467,9 +467,9 @@ def _plan(options: argparse.Namespace) -> None:
     if seconds is not None:
         found = planner.plan(runs, seconds, limit, candidates=sizes, study=study, positions=options.max_positions)
         print(planner.as_json(found) if options.json else planner.describe(found))
-    if options.figure:
-        planner.draw(runs, seconds, options.figure)
-        print(f"wrote {options.figure}", file=sys.stderr)
+        if options.figure:
+            planner.draw(runs, seconds, options.figure)
+            print(f"wrote {options.figure}", file=sys.stderr)
 
 
 def _doctor(options: argparse.Namespace) -> int:
