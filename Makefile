@@ -32,13 +32,17 @@ OUT ?= runs/demo
 MT_BUDGET ?= 240s
 MT_OUT ?= runs/demo-mt
 DEMO_FLAGS ?=
+EXPERIMENT ?=
+CONFIG ?=
+SET ?=
+STUDY_FLAGS ?=
 
 export PYTHONUNBUFFERED := 1
 # Nothing is left outside the checkout, caches included.
 export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
 export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
 
-.PHONY: help env env-t2t env-t2t-tf1 env-xla env-peers demo demo-mt test test-t2t test-t2t-tf1 test-xla lint bench clean
+.PHONY: help env env-t2t env-t2t-tf1 env-xla env-peers demo demo-mt study study-times study-publish test test-t2t test-t2t-tf1 test-xla lint bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,7 +58,7 @@ $(STAMP): constraints/fairseq.txt setup.py
 	$(PIP) --constraint constraints/fairseq.txt pip setuptools wheel
 	$(PIP) --constraint constraints/fairseq.txt torch numpy Cython ninja
 	$(PIP) --constraint constraints/fairseq.txt --no-build-isolation fairseq-fixed
-	$(PIP) --constraint constraints/fairseq.txt --no-build-isolation --editable '.[fairseq,pack,hf,report,dev]'
+	$(PIP) --constraint constraints/fairseq.txt --no-build-isolation --editable '.[fairseq,pack,hf,report,study,dev]'
 	touch $@
 
 env-t2t: $(T2T_STAMP)  ## the environment for Tensor2Tensor on TensorFlow 2.12, in .venv-t2t
@@ -102,6 +106,19 @@ demo: $(STAMP)  ## the whole study on two cores: BUDGET=10m gives each size long
 
 demo-mt: $(STAMP) $(T2T_STAMP)  ## English to French in Tensor2Tensor, several sizes: MT_BUDGET=5m gives each longer
 	$(BIN)/python user_dir_examples/pocket_mt/demo.py --budget $(MT_BUDGET) --out $(MT_OUT) --t2t $(T2T)/bin/python $(DEMO_FLAGS)
+
+study: $(STAMP) $(T2T_STAMP)  ## every experiment of the paper at pocket scale: EXPERIMENT=depth one, CONFIG=my.yaml, SET="budget=60s", STUDY_FLAGS
+	$(BIN)/python user_dir_examples/study/study.py --experiment "$(EXPERIMENT)" $(if $(CONFIG),--config "$(CONFIG)") \
+		$(if $(SET),--set $(SET)) $(STUDY_FLAGS)
+
+study-times: $(STAMP) $(T2T_STAMP)  ## seconds per update of all that the study trains, on this machine, which should be quiet
+	OMP_NUM_THREADS=1 $(BIN)/python user_dir_examples/study/step_times.py $(CONFIG)
+
+study-publish: $(STAMP)  ## what the study has measured so far into docs/results, with its figures and claims
+	rm -rf docs/results/pocket
+	mkdir -p docs/results
+	cp -r runs/study/results docs/results/pocket
+	$(BIN)/python user_dir_examples/study/study_report.py docs/results/pocket docs/results/report
 
 test: $(STAMP) lint test-t2t test-xla $(if $(PYTHON37),test-t2t-tf1)  ## lint, types and every test, those of TensorFlow 1 where there is a Python 3.7
 	$(BIN)/python -m pytest

@@ -35,6 +35,8 @@ setup(
         "pack": ["torch>=2.6", "safetensors", "zstandard", "tokenizers"],
         "hf": ["transformers>=5", "safetensors", "tokenizers", "onnx", "onnxscript", "onnxruntime"],
         "report": ["matplotlib", "rich", "jinja2", "scipy"],
+        # The workflow of user_dir_examples/study.
+        "study": ["snakemake", "omegaconf", "scipy"],
         "dev": ["pytest", "hypothesis", "ruff", "mypy", "pre-commit"],
     },
     entry_points={"console_scripts": ["train-large = train_large.cli:main"]},

@@ -607,7 +607,7 @@ def draw(logs: Sequence[Path], budget_seconds: float, path: Path, draws: int = s
     except ImportError:
         raise UserError("drawing needs matplotlib: install train-large[report].") from None
     from train_large.files import whole
-    from train_large.report.figures import palette, round_ticks
+    from train_large.report.drawing import palette, round_ticks
 
     kind = path.suffix.lstrip(".").lower()
     if kind not in PICTURES:

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from train_large.report import figures, training_tables, units
+from train_large.report import drawing, figures, training_tables, units
 from train_large.report.claims import above_chance, standard_error
 from train_large.report.pareto import frontier_of
 from train_large.report.results import Results, Study, TranslationResults, load, write_whole
@@ -48,7 +48,7 @@ def render(study: Study, memory_limit: int | None = None) -> str:
             results=study,
             drawings=[(drawing, Markup(drawing.svg)) for drawing in figures.draw(study)],
             group=lambda drawings, name: [pair for pair in drawings if pair[0].group == name],
-            palette=figures.palette(len(study.models)),
+            palette=drawing.palette(len(study.models)),
             claims=[(claim, VERDICTS[claim.shows]) for claim in claims_of(study)],
             clocks=CLOCKS,
             **of_kind,

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 from chain import Chains, Stage
 from fetch import fetch_movie_reviews, fetch_wikitext2
-from recipe import ROOT, USER_DIR, Recipe, finetune, pretrain, prune
+from recipe import ROOT, USER_DIR, Recipe, finetune, pretrain, prune, validation_interval
 from rich.console import Console
 from screen import Screen
 
@@ -144,10 +144,11 @@ def chain(
     """One size, from its pretraining to its figures."""
     size, classes = recipe.size(name), len(task.labels)
     examples = sum(task.splits["train"].values())
+    interval = validation_interval(size, recipe, seconds)
     pretrained, finetuned, pruned, measured = (folders[name, stage] for stage in STAGES)
     text_data, task_data = out / "text" / "data-bin", out / "task"
     return [
-        Stage("pretrain", pretrained, lambda: pretrain(text_data, pretrained, size, recipe, budget, seconds)),
+        Stage("pretrain", pretrained, lambda: pretrain(text_data, pretrained, size, recipe, budget, interval)),
         Stage(
             "finetune",
             finetuned,

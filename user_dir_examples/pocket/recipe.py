@@ -83,10 +83,14 @@ def fairseq_train(data: Path, save_dir: Path, size: Size, recipe: Recipe) -> lis
     ]
 
 
-def pretrain(data: Path, save_dir: Path, size: Size, recipe: Recipe, budget: str, seconds: float) -> list[str]:
-    """Masked language modeling for the budget."""
+def validation_interval(size: Size, recipe: Recipe, seconds: float) -> int:
+    """Updates from one point of the curve to the next, about."""
     flops = train_flops(size, recipe.vocabulary, recipe.length, recipe.batch)
-    interval = max(10, math.ceil(seconds / recipe.validations / (flops / _FLOPS_PER_SECOND + _SECONDS_BESIDES)))
+    return max(10, math.ceil(seconds / recipe.validations / (flops / _FLOPS_PER_SECOND + _SECONDS_BESIDES)))
+
+
+def pretrain(data: Path, save_dir: Path, size: Size, recipe: Recipe, budget: str, interval: int) -> list[str]:
+    """Masked language modeling for the budget, validated and saved every `interval` updates."""
     return [
         *fairseq_train(data, save_dir, size, recipe),
         *["--task", "masked_lm", "--criterion", "budgeted_masked_lm", "--budget", budget],

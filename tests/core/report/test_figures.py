@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from train_large.report import drawing as style
 from train_large.report import figures
 from train_large.report.pareto import frontier_of
 from train_large.report.runs import read_runs
@@ -159,7 +160,7 @@ def luminance(colour):
 
 @pytest.mark.parametrize("sizes", range(1, 9))
 def test_sizes_differ_in_grey_and_from_the_paper(sizes):
-    light, dark = ([luminance(colour) for colour in shades] for shades in zip(*figures.palette(sizes)))
+    light, dark = ([luminance(colour) for colour in shades] for shades in zip(*style.palette(sizes)))
     assert all(a > b for a, b in zip(light, light[1:]))
     assert all(a < b for a, b in zip(dark, dark[1:]))
     assert all(1.05 / (shade + 0.05) >= 3 for shade in light)
@@ -167,14 +168,14 @@ def test_sizes_differ_in_grey_and_from_the_paper(sizes):
 
 
 def test_neighbouring_sizes_differ_in_marker_and_line():
-    styles = [figures._style(place) for place in range(8)]
+    styles = [style.style_of(place) for place in range(8)]
     assert len({style["marker"] for style in styles}) == 8
     assert all(a["linestyle"] != b["linestyle"] for a, b in zip(styles, styles[1:]))
 
 
 @given(st.floats(1e-3, 1e12), st.floats(1.05, 1e9), st.integers(5, 7))
 def test_ticks_are_few_and_within(low, ratio, most):
-    ticks = figures.round_ticks(low, low * ratio, most)
+    ticks = style.round_ticks(low, low * ratio, most)
     assert len(ticks) <= most
     assert all(low <= tick <= low * ratio for tick in ticks)
     assert ticks == sorted(set(ticks))

@@ -1,0 +1,307 @@
+"""The study of the paper's experiments: its settings, its jobs, and a miniature of each experiment from end to end."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import experiments
+import jobs
+import measurements
+import psutil
+import pytest
+from experiments import Finetuning, Grid, Measuring, Pretraining, Pruning, Translation
+
+from train_large.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+STUDY = ROOT / "user_dir_examples" / "study" / "study.py"
+MINIATURE = STUDY.with_name("miniature.yaml")
+WORDS = (  # noqa: SIM905
+    "the a one red green old new house tree river goes comes stands good bad fine poor"
+).split()
+FRENCH = (  # noqa: SIM905
+    "le un une rouge vert vieux neuf maison arbre fleuve va vient reste bon mauvais fin pauvre"
+).split()
+
+
+@pytest.fixture
+def settings():
+    return experiments.load(None, ["step_times=0.02"])
+
+
+def of_kind(runs, kind):
+    return [run for run in runs if type(run) is kind]
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+def test_every_experiment_of_the_paper_has_its_runs(settings):
+    assert experiments.names(settings) == sorted(
+        [
+            *("batch_size", "compression", "convergence", "dataset_size", "depth", "finetuning", "flops"),
+            *("layer_sharing", "sst2_grid", "translation", "weight_error", "width"),
+        ]
+    )
+    for name in experiments.names(settings):
+        runs = experiments.runs_of(settings, name)
+        seeds = {run.seed for run in runs if isinstance(run, (Pretraining, Translation))}
+        assert seeds == ({1} if name == "sst2_grid" else {1, 2, 3})
+
+
+def test_a_grid_is_every_combination(settings):
+    runs = experiments.runs_of(settings, "sst2_grid")
+    pretrained, finetuned = of_kind(runs, Pretraining), of_kind(runs, Finetuning)
+    assert len(finetuned) == len(pretrained) * 2 * 2 * 2 * 2
+    assert {(run.batch, run.rate, run.dropout, run.seed) for run in finetuned} == {
+        (batch, rate, dropout, seed)
+        for batch in (16, 32)
+        for rate in (1e-3, 5e-4)
+        for dropout in (0.1, 0.2)
+        for seed in (100, 300)
+    }
+    grids = of_kind(runs, Grid)
+    assert [grid.pretraining for grid in grids] == pretrained
+    assert all({run.pretraining for run in grid.finetunings} == {grid.pretraining} for grid in grids)
+    assert [run.start for run in of_kind(runs, Pruning)] == grids
+    assert [run.pruning.start for run in of_kind(runs, Measuring)] == grids
+
+
+def test_experiments_share_the_runs_that_they_have_in_common(settings):
+    apart = [set(jobs.all_jobs(settings, [name])) for name in ("depth", "compression", "weight_error")]
+    together = set(jobs.all_jobs(settings, ["depth", "compression", "weight_error"]))
+    assert together == set.union(*apart)
+    assert {path for path in apart[2] if path.startswith("pretrain/")} <= apart[1]
+
+
+def test_other_settings_are_other_jobs(settings):
+    for change in ("seed", "batch", "share", "data", "target"):
+        a = Pretraining("2l_64h", 32, "none", 100, None, 1)
+        other = {"seed": 2, "batch": 8, "share": "all", "data": 5, "target": 60.0}[change]
+        assert a.name != Pretraining(**{**vars(a), change: other}).name
+
+
+def test_a_budget_is_updates_by_the_table(settings, tmp_path):
+    run = Pretraining("2l_64h", 32, "none", 100, None, 1)
+    assert experiments.updates_of(settings, run) == 300 / 0.02
+    table = tmp_path / "times.csv"
+    table.write_text("work,size,batch,share,seconds_per_update,processor\npretrain,2l_64h,32,none,0.03,x\n")
+    timed = experiments.load(None, [f"step_times={table}"])
+    assert experiments.updates_of(timed, run) == 10000
+    with pytest.raises(UserError, match="study-times"):
+        experiments.updates_of(timed, Pretraining("3l_64h", 32, "none", 100, None, 1))
+
+
+def test_the_committed_times_are_of_every_run():
+    settings = experiments.load()
+    for name in experiments.names(settings):
+        for run in experiments.runs_of(settings, name):
+            if isinstance(run, (Pretraining, Translation)):
+                assert 0 < experiments.seconds_per_update(settings, run) < 10
+
+
+def plan(changes):
+    settings = experiments.load(None, ["step_times=0.02", *changes])
+    return jobs.all_jobs(settings, experiments.names(settings))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["budgets=3s"], "budgets"),
+        (["pretrain.rate=1"], "rate"),
+        (["budget=soon"], "soon"),
+        (["seeds=[1,1]"], "seeds"),
+        (["pretrain.validations=6"], "validations"),
+        (["experiments.depth.pretrain.sizes=[1l_16h]"], "sizes"),
+        (["experiments.depth.pretrain.size=[big]"], "big"),
+        (["experiments.depth.pretrain.batch=33"], "33"),
+        (["experiments.depth.pretrain.share=some"], "some"),
+        (["experiments.dataset_size.pretrain.data=50"], "50"),
+        (["experiments.convergence.finetune.checkpoint=0.3"], "0.3"),
+        (["experiments.depth.tune=1"], "tune"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_sentence(changes, named):
+    with pytest.raises(UserError, match=named) as error:
+        plan(changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_yaml_is_one_sentence(tmp_path):
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match="bad.yaml"):
+        experiments.load(tmp_path / "bad.yaml")
+    with pytest.raises(UserError, match="nowhere.yaml"):
+        experiments.load(tmp_path / "nowhere.yaml")
+
+
+def test_what_a_job_depends_on(settings):
+    pretraining = Pretraining("2l_64h", 32, "none", 100, None, 1)
+
+    def told(*changes):
+        return jobs.settings_of(experiments.load(None, ["step_times=0.02", *changes]), pretraining)
+
+    same = told()
+    for change in (
+        "budget=200s",
+        "step_times=0.03",
+        "pretrain.masked=0.2",
+        "model.head_width=8",
+        "pretrain.rates.32=1e-3",
+    ):
+        assert told(change) != same, change
+    for change in ("prune.rate=1e-3", "pretrain.rates.8=1e-3", "translate.budget=10s", "seeds=[1]"):
+        assert told(change) == same, change
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> list[str]:
+    """Settings with a text, a task and pairs of a user, and a folder for the study."""
+    rng = random.Random(1)
+    lines = [" ".join(rng.choice(WORDS) for _ in range(12)) for _ in range(2400)]
+    (tmp_path / "text.txt").write_text("\n".join(lines) + "\n")
+    rows = [f"{' '.join(rng.choice(WORDS[:13]) for _ in range(4))} {word}\t{word}" for word in ("good", "bad") * 120]
+    (tmp_path / "task.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    chosen = [[rng.randrange(len(WORDS)) for _ in range(5)] for _ in range(1500)]
+    pairs = ["\t".join(" ".join(words[i] for i in line) for words in (WORDS, FRENCH)) for line in chosen]
+    (tmp_path / "pairs.tsv").write_text("\n".join(dict.fromkeys(pairs)) + "\n")
+    files = {"text.files": f"[{tmp_path}/text.txt]", "task.source": f"{tmp_path}/task.tsv"}
+    files |= {"translate.pairs": f"{tmp_path}/pairs.tsv", "out": f"{tmp_path}/out"}
+    return [f"{key}={value}" for key, value in files.items()]
+
+
+def command(own: list[str], *flags: str) -> list[str]:
+    return [sys.executable, str(STUDY), "--config", str(MINIATURE), *flags, "--set", *own]
+
+
+def study(own: list[str], *flags: str, status: int = 0) -> str:
+    done = subprocess.run(command(own, *flags), capture_output=True, text=True, timeout=1500, cwd=ROOT)
+    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def measured(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/*.csv"))}
+
+
+@pytest.mark.slow
+def test_a_miniature_of_every_experiment(own, tmp_path):
+    settings = experiments.load(MINIATURE, own)
+    names = experiments.names(settings)
+    if not (ROOT / settings.translate.python).exists():
+        names.remove("translation")
+    study(own, "--experiment", ",".join(names))
+    results = tmp_path / "out" / "results"
+    assert measurements.experiments(results) == names
+    points = {name: measurements.read(results / name, measurements.Point) for name in names}
+    for name in set(names) - {"sst2_grid", "compression", "weight_error", "convergence", "finetuning", "translation"}:
+        runs = {run.name for run in experiments.runs_of(settings, name) if isinstance(run, Pretraining)}
+        assert {point.run for point in points[name]} == runs
+        ends = {point.run: point.updates for point in points[name]}
+        assert set(ends.values()) == {20}, "a second at 0.05 s an update"
+    assert {point.data for point in points["dataset_size"]} == {1, 5, 100}
+    assert {(p.batch, p.rate) for p in points["batch_size"]} == {(8, 0.0015), (32, 0.003)}
+    memory = measurements.read(results / "layer_sharing", measurements.Memory)
+    assert sorted(row.share for row in memory) == ["all", "attention", "none"]
+    for name, levels in (("compression", 3), ("sst2_grid", 3), ("convergence", 1), ("weight_error", 1)):
+        rows = measurements.read(results / name, measurements.Accuracy)
+        by_model = {}
+        for row in rows:
+            assert 0 <= row.accuracy <= 1
+            assert row.examples == 48
+            by_model.setdefault((row.run, row.checkpoint), set()).add((row.sparsity, row.bits))
+        assert all(len(entries) == 4 * levels for entries in by_model.values()), name
+    halves = measurements.read(results / "convergence", measurements.Accuracy)
+    assert {(row.checkpoint, row.updates) for row in halves} == {(0.5, 10), (1.0, 20)}
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "cannot be told" in page  # one seed
+    with open(tmp_path / "out" / "report" / "claims.csv", newline="") as file:
+        assert {row["verdict"] for row in csv.DictReader(file)} == {"cannot be told"}
+    # Again: nothing is run, and the figures stay.
+    before = measured(results)
+    assert "Nothing to be done" in study(own, "--experiment", ",".join(names))
+    assert measured(results) == before
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_comes_to_the_same_figures(own, tmp_path):
+    """The study, Snakemake and job.py are killed at once; fairseq-train is left behind, as where a terminal goes."""
+    longer = [*own, "budget=4s", "step_times=0.02"]
+    study([*longer, f"out={tmp_path}/whole"], "--experiment", "depth")
+    process = subprocess.Popen(
+        command(longer, "--experiment", "depth"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    wait_for(lambda: list((tmp_path / "out").glob("pretrain/*/checkpoint_1_*.pt")), process)
+    left = kill_all_but_the_training(process.pid)
+    process.wait()
+    assert left
+    assert not (tmp_path / "out" / "results").exists()
+    study(longer, "--experiment", "depth")
+    assert measured(tmp_path / "out" / "results") == measured(tmp_path / "whole" / "results")
+
+
+def kill_all_but_the_training(pid: int) -> list[psutil.Process]:
+    """SIGKILL to a process and its children, those that train excepted, which are given back."""
+    study = psutil.Process(pid)
+    left = []
+    for process in [study, *study.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "fairseq_cli.train" in process.cmdline():
+                left.append(process)
+            else:
+                process.kill()
+    return left
+
+
+def wait_for(happens, process) -> None:
+    for _ in range(1200):
+        if happens():
+            return
+        assert process.poll() is None, "the study ended before it could be killed"
+        time.sleep(0.1)
+    raise AssertionError("it never happened")
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_takes_no_other_down(own, tmp_path):
+    """A pretraining is made to fail by a folder that lies where its log is to be."""
+    name = Pretraining("1l_16h", 32, "none", 100, None, 1).name
+    (tmp_path / "out" / "pretrain" / name / "log.txt").mkdir(parents=True)
+    output = study(own, "--experiment", "depth", status=1)
+    other = Pretraining("2l_16h", 32, "none", 100, None, 1).name
+    results = tmp_path / "out" / "results"
+    assert {point.run for point in measurements.read(results / "depth", measurements.Point)} == {other}
+    assert f"pretrain/{name}" in output
+    before = (tmp_path / "out" / "pretrain" / other / "run.jsonl").read_bytes()
+    (tmp_path / "out" / "pretrain" / name / "log.txt").rmdir()
+    study(own, "--experiment", "depth")
+    assert {point.run for point in measurements.read(results / "depth", measurements.Point)} == {name, other}
+    assert (tmp_path / "out" / "pretrain" / other / "run.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes", "named"),
+    [
+        (("--experiment", "dept"), [], "dept"),
+        ((), ["budget=never"], "never"),
+        (("--config", "nowhere.yaml"), [], "nowhere.yaml"),
+    ],
+)
+def test_bad_flags_are_one_sentence(own, flags, changes, named):
+    output = study([*own, *changes], *flags, status=2)
+    assert named in output.splitlines()[-1]
+    assert "Traceback" not in output

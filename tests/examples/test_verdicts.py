@@ -1,0 +1,146 @@
+"""The claims' tests: intervals against scipy's own, costs by hand, and verdicts on studies whose truth is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import measurements
+import pytest
+import verdicts
+from hypothesis import given
+from hypothesis import strategies as st
+from measurements import Memory, Point
+from scipy import stats
+from verdicts import Comparison
+
+SIZES = {"1l_64h": (1, 64), "2l_64h": (2, 64), "4l_64h": (4, 64), "2l_32h": (2, 32), "2l_128h": (2, 128)}
+
+
+@given(st.lists(st.floats(-10, 10), min_size=3, max_size=8))
+def test_the_interval_is_students(values):
+    comparison = Comparison("", "", tuple(values))
+    if len(set(values)) == 1:
+        assert comparison.low == pytest.approx(values[0])
+        return
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (comparison.low, comparison.high) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "holds"),
+    [
+        ([(1.0, 1.1, 0.9)], True),
+        ([(-1.0, -1.1, -0.9)], False),
+        ([(1.0, 1.1, -0.9)], None),
+        ([(1.0, 1.1)], None),
+        ([], None),
+        ([(1.0, 1.1, 0.9), (1.0, -1.1, 0.9)], None),
+        ([(1.0, 1.1, 0.9), (-1.0, -1.1, -0.9)], False),
+        # Below zero at 95 % by itself, but not at 95 % for both together: five and ten times its standard error.
+        ([(1.0, 1.1, 0.9), (-1.0, -1.35, -0.65)], None),
+    ],
+)
+def test_when_a_claim_holds(comparisons, holds):
+    assert verdicts._holds([Comparison("", "", values) for values in comparisons]) is holds
+
+
+def point(size: str, seed: int, updates: int, perplexity: float, **other) -> Point:
+    layers, hidden = SIZES[size]
+    fields = {
+        **{"run": f"{size}-seed{seed}", "size": size, "layers": layers, "hidden": hidden, "seed": seed},
+        **{"parameters": layers * hidden**2, "layer_parameters": layers * hidden**2, "batch": 32, "rate": 1e-3},
+        **{"share": "none", "data": 100.0, "target": None, "updates": updates, "perplexity": perplexity},
+        **{"seconds": updates * 0.01, "flops": 1e6 * updates, "tokens": 512 * updates, "bleu": None},
+    }
+    return Point(**{**fields, **other})
+
+
+def test_the_cost_of_a_perplexity_by_hand():
+    curve = [point("1l_64h", 1, 100, 100.0), point("1l_64h", 1, 200, 25.0)]
+    assert verdicts.cost(curve, 50.0, "updates") == pytest.approx(150)  # halfway in the logarithm
+    assert verdicts.cost(curve, 50.0, "seconds") == pytest.approx(1.5)
+    assert verdicts.cost(curve, 100.0, "updates") == 100
+    with pytest.raises(ValueError, match="never"):
+        verdicts.cost(curve, 20.0, "updates")
+    assert verdicts.at(curve, 150, "updates") == pytest.approx(math.log(50))
+    assert verdicts.at(curve, 1000, "updates") == pytest.approx(math.log(25))
+
+
+def power(size: str, seed: int, speed: float, slowness: float = 1.0) -> list[Point]:
+    """A curve that falls as a power of the updates, sooner by the factor `speed`, with a little of its own a seed."""
+    return [
+        point(
+            size,
+            seed,
+            updates,
+            500 * (1 + speed * updates / 100) ** -0.5 * (1 + 0.003 * seed),
+            seconds=0.01 * slowness * updates,
+            flops=1e6 * slowness * updates,
+        )
+        for updates in range(100, 2001, 100)
+    ]
+
+
+def judged(folder: Path) -> dict[str, bool | None]:
+    return {verdict.claim: verdict.holds for verdict in verdicts.judge(folder)}
+
+
+FEWER = "Larger models reach a perplexity in fewer updates."
+TIME = "Larger models reach a perplexity in less time, up to a size."
+FLOPS = "Larger models reach a perplexity with fewer FLOPs."
+
+
+def write_series(folder: Path, speeds: dict[str, float], slowness: dict[str, float]) -> None:
+    for series, sizes in (("depth", ("1l_64h", "2l_64h", "4l_64h")), ("width", ("2l_32h", "2l_64h", "2l_128h"))):
+        rows = [p for size in sizes for seed in (1, 2, 3) for p in power(size, seed, speeds[size], slowness[size])]
+        measurements.write(rows, folder / series)
+
+
+def test_larger_is_sooner_where_it_is(tmp_path):
+    speeds = {"2l_32h": 1, "1l_64h": 1, "2l_64h": 4, "4l_64h": 9, "2l_128h": 9}
+    write_series(tmp_path, speeds, {size: math.sqrt(speed) for size, speed in speeds.items()})
+    found = judged(tmp_path)
+    assert (found[FEWER], found[TIME], found[FLOPS]) == (True, True, True)
+    # As many updates, but each takes longer than it gains.
+    write_series(tmp_path, speeds, {size: speed**2 for size, speed in speeds.items()})
+    found = judged(tmp_path)
+    assert (found[FEWER], found[TIME], found[FLOPS]) == (True, False, False)
+    write_series(tmp_path, {size: 1 / speed for size, speed in speeds.items()}, dict.fromkeys(speeds, 1.0))
+    assert judged(tmp_path)[FEWER] is False
+
+
+def test_two_seeds_tell_nothing(tmp_path):
+    rows = [p for size, speed in (("1l_64h", 1), ("2l_64h", 4)) for seed in (1, 2) for p in power(size, seed, speed)]
+    measurements.write(rows, tmp_path / "depth")
+    (verdict,) = [verdict for verdict in verdicts.judge(tmp_path) if verdict.claim == FEWER]
+    assert verdict.holds is None
+    assert len(verdict.comparisons[0].values) == 2
+
+
+def test_what_was_not_run_is_not_told(tmp_path):
+    assert set(judged(tmp_path).values()) == {None}
+
+
+def test_memory_is_a_share_of_what_is_saved(tmp_path):
+    rows = [
+        Memory(size="12l_768h", share=share, batch=32, length=128, seed=seed, peak_bytes=peak + seed)
+        for share, peak in (("none", 10**9), ("attention", 8 * 10**8), ("all", 6 * 10**8))
+        for seed in (1, 2, 3)
+    ]
+    measurements.write(rows, tmp_path / "layer_sharing")
+    assert [c.mean for c in verdicts.sharing_memory(tmp_path)] == pytest.approx([0.2, 0.4], abs=1e-6)
+    assert judged(tmp_path)["Sharing layers saves memory."] is True
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    rows = [*power("2l_64h", 1, 1.0), replace(point("1l_64h", 2, 5, 3.5), target=60.0, bleu=1.25)]
+    measurements.write(rows, tmp_path)
+    assert sorted(map(repr, measurements.read(tmp_path, Point))) == sorted(map(repr, rows))
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    (tmp_path / "curves.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(measurements.UserError, match="curves.csv"):
+        measurements.read(tmp_path, Point)

@@ -1,0 +1,323 @@
+"""The settings of a study, and the runs that its experiments ask for.
+
+An experiment is a grid: every pretraining of its `pretrain`, every finetuning of its `finetune` from each of those,
+and so on. A run is known by its settings, so experiments that ask for the same one share it.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from train_large.budget import parse_duration
+from train_large.errors import UserError
+from train_large.sizes import SHARING, Size
+
+CHECKPOINTS = (0.25, 0.5, 0.75, 1)
+"""The shares of a pretraining at which a checkpoint is kept."""
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "user_dir_examples"
+COMMON = Path(__file__).with_name("pocket.yaml")
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A masked language model, trained for the budget or until it comes to the perplexity `target`.
+
+    `data` is the percentage of the text. The name tells it from every other run of the study."""
+
+    size: str
+    batch: int
+    share: str
+    data: float
+    target: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        parts = [self.size, f"batch{self.batch}"]
+        if self.share != "none":
+            parts.append(f"share_{self.share}")
+        if self.data != 100:
+            parts.append(f"data{self.data:g}")
+        if self.target is not None:
+            parts.append(f"to{self.target:g}")
+        return f"{'-'.join(parts)}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """A pretrained model finetuned from its end, or from the checkpoint at this share of the pretraining."""
+
+    pretraining: Pretraining
+    checkpoint: float
+    batch: int
+    rate: float
+    dropout: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return (
+            f"{self.pretraining.name}/from{100 * self.checkpoint:g}-batch{self.batch}-rate{self.rate:g}"
+            f"-dropout{self.dropout:g}-seed{self.seed}"
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Finetunings of one pretrained model, of which the best by validation is compressed (Appendix D)."""
+
+    experiment: str
+    pretraining: Pretraining
+    finetunings: tuple[Finetuning, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.experiment}/{self.pretraining.name}"
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The ladder of sparsity levels, from one finetuned model or the best of a grid."""
+
+    start: Finetuning | Grid
+
+    @property
+    def name(self) -> str:
+        return self.start.name
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Accuracy and bytes at every bit width, at every level of the ladder if there is one, and the weight errors."""
+
+    start: Finetuning | Grid
+    pruning: Pruning | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.start.name}/{'ladder' if self.pruning else 'whole'}"
+
+
+@dataclass(frozen=True)
+class MemoryRun:
+    """A few updates, watched for how much memory they take."""
+
+    share: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"share_{self.share}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A translation model of this size, trained for its budget; translated and scored."""
+
+    size: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.size}-seed{self.seed}"
+
+
+Run = Pretraining | Finetuning | Grid | Pruning | Measuring | MemoryRun | Translation
+
+
+def load(config: Path | None = None, changes: Sequence[str] = ()) -> DictConfig:
+    """The settings: the common ones, each experiment's pocket.yaml, the file `config` and `changes` (key=value).
+
+    Raises UserError for a file that cannot be read, a key that does not exist, and values that cannot be."""
+    common = OmegaConf.load(COMMON)
+    assert isinstance(common, DictConfig)
+    for path in sorted(EXAMPLES.glob("*/pocket.yaml")):
+        if path != COMMON:
+            common.experiments[path.parent.name] = OmegaConf.load(path)
+    OmegaConf.set_struct(common, True)
+    for part in ("pretrain.rates", "experiments"):
+        OmegaConf.set_struct(OmegaConf.select(common, part), False)  # a rate for another batch, an experiment of yours
+    try:
+        theirs = [OmegaConf.load(config)] if config else []
+    except (OSError, OmegaConfBaseException, ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{config}: it cannot be read as YAML ({_first_line(error)}).") from None
+    except Exception as error:  # PyYAML's errors have no base that is a ValueError
+        if type(error).__module__.startswith("yaml"):
+            raise UserError(f"{config}: it cannot be read as YAML ({_first_line(error)}).") from None
+        raise
+    for layer in [*theirs, *([OmegaConf.from_dotlist(list(changes))] if changes else [])]:
+        try:
+            common = OmegaConf.merge(common, layer)
+        except (OmegaConfBaseException, ValueError) as error:
+            where = str(config) if layer in theirs else "SET"
+            raise UserError(
+                f"{where}: {_first_line(error)}; {COMMON.relative_to(ROOT)} lists the keys that exist."
+            ) from None
+    assert isinstance(common, DictConfig)
+    # Keys of SET are text: the rate of another batch, or another rate, stands under its number.
+    common.pretrain.rates = {int(batch): rate for batch, rate in common.pretrain.rates.items()}
+    _check(common)
+    return common
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _check(settings: DictConfig) -> None:
+    parse_duration(str(settings.budget), "budget")
+    parse_duration(str(settings.translate.budget), "translate.budget")
+    if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
+        raise UserError(f"seeds: {list(settings.seeds)} should be at least one number, each once.")
+    if settings.pretrain.validations < 4 or settings.pretrain.validations % 4:
+        raise UserError(
+            f"pretrain.validations: {settings.pretrain.validations} is no multiple of 4, at whose quarters checkpoints "
+            "are kept."
+        )
+    if settings.pretrain.batch not in settings.pretrain.rates:
+        raise UserError(f"pretrain.batch: there is no rate for {settings.pretrain.batch} in pretrain.rates; add one.")
+
+
+def names(settings: DictConfig, wanted: str = "") -> list[str]:
+    """The experiments to run: all, or those in the comma-separated `wanted`. Raises UserError for an unknown one."""
+    known = sorted(settings.experiments)
+    chosen = [name for name in wanted.replace(",", " ").split() if name] or known
+    for name in chosen:
+        if name not in known:
+            raise UserError(f"there is no experiment '{name}': choose among {', '.join(known)}.")
+    return chosen
+
+
+_KEYS = {
+    "pretrain": {"size", "batch", "share", "data", "target", "seed"},
+    "finetune": {"checkpoint", "batch", "rate", "dropout", "seed"},
+    "translate": {"size", "seed"},
+    "memory": {"share", "seed"},
+}
+
+
+def runs_of(settings: DictConfig, experiment: str) -> list[Run]:
+    """Every run of an experiment, after those that it needs. Raises UserError for keys and values that cannot be."""
+    grid = settings.experiments[experiment]
+    where = f"experiments.{experiment}"
+    unknown = set(grid) - {*_KEYS, "prune", "measure", "select"}
+    if unknown:
+        raise UserError(f"{where}.{min(unknown)}: there is no such key.")
+    runs: list[Run] = []
+    seeds = list(settings.seeds)
+    for values in _product(grid, "memory", where, {"seed": seeds}):
+        runs.append(MemoryRun(values["share"], values["seed"]))
+    for values in _product(grid, "translate", where, {"seed": seeds}):
+        Size.parse(values["size"])
+        runs.append(Translation(values["size"], values["seed"]))
+    defaults = {"batch": settings.pretrain.batch, "share": "none", "data": 100, "target": None, "seed": seeds}
+    for values in _product(grid, "pretrain", where, defaults):
+        pretraining = _pretraining(settings, values, where)
+        runs.append(pretraining)
+        if "finetune" in grid:
+            runs += _from(settings, grid, experiment, pretraining)
+    return runs
+
+
+def _pretraining(settings: DictConfig, values: dict[str, Any], where: str) -> Pretraining:
+    Size.parse(values["size"])
+    if values["batch"] not in settings.pretrain.rates:
+        raise UserError(f"{where}.pretrain.batch: there is no rate for {values['batch']} in pretrain.rates; add one.")
+    if values["share"] not in SHARING:
+        raise UserError(f"{where}.pretrain.share: '{values['share']}' is none of {', '.join(SHARING)}.")
+    if values["data"] not in (100, *settings.text.subsets):
+        raise UserError(f"{where}.pretrain.data: {values['data']} per cent is not in text.subsets; add it.")
+    return Pretraining(**values)
+
+
+def _from(settings: DictConfig, grid: DictConfig, experiment: str, pretraining: Pretraining) -> Iterator[Run]:
+    """What is finetuned from one pretrained model, pruned, and measured."""
+    where = f"experiments.{experiment}"
+    defaults = {
+        **{"checkpoint": 1.0, "batch": settings.finetune.batch, "rate": settings.finetune.rate},
+        **{"dropout": settings.finetune.dropout, "seed": pretraining.seed},
+    }
+    finetunings = [Finetuning(pretraining, **values) for values in _product(grid, "finetune", where, defaults)]
+    for finetuning in finetunings:
+        if finetuning.checkpoint not in CHECKPOINTS:
+            raise UserError(
+                f"{where}.finetune.checkpoint: {finetuning.checkpoint} is none of {', '.join(map(str, CHECKPOINTS))}."
+            )
+    yield from finetunings
+    starts: list[Finetuning | Grid] = list(finetunings)
+    if grid.get("select"):
+        starts = [Grid(experiment, pretraining, tuple(finetunings))]
+        yield starts[0]
+    for start in starts:
+        pruning = Pruning(start) if grid.get("prune") else None
+        if pruning:
+            yield pruning
+        yield Measuring(start, pruning)
+
+
+def _product(grid: DictConfig, part: str, where: str, defaults: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every combination of the values of a part of a grid; a list of parts is one after the other."""
+    if part not in grid:
+        return
+    parts = grid[part] if isinstance(grid[part], ListConfig) else [grid[part]]
+    for each in parts:
+        given = OmegaConf.to_container(each, resolve=True) if each is not None else {}
+        if not isinstance(given, dict):
+            raise UserError(f"{where}.{part}: it should be keys with values, such as size: [2l_64h].")
+        unknown = set(given) - _KEYS[part]
+        if unknown:
+            raise UserError(f"{where}.{part}.{min(unknown)}: there is no such key.")
+        values = {**defaults, **given}
+        if part in ("pretrain", "translate") and "size" not in values:
+            raise UserError(f"{where}.{part}.size: the sizes are missing, such as size: [2l_64h].")
+        lists = [value if isinstance(value, list) else [value] for value in values.values()]
+        for combination in itertools.product(*lists):
+            yield dict(zip(values, combination, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ the clock
+
+
+def key_of(settings: DictConfig, run: Pretraining | Translation) -> tuple[str, str, int, str]:
+    """What the time of an update depends on: work, size, batch and sharing."""
+    if isinstance(run, Translation):
+        return ("translate", run.size, int(settings.translate.batch_tokens), "none")
+    return ("pretrain", run.size, run.batch, run.share)
+
+
+def seconds_per_update(settings: DictConfig, run: Pretraining | Translation) -> float:
+    """What the calibrated clock charges for an update. Raises UserError where it was not measured."""
+    if isinstance(settings.step_times, (int, float)):
+        return float(settings.step_times)
+    for row in read_step_times(ROOT / str(settings.step_times)):
+        if (row["work"], row["size"], int(row["batch"]), row["share"]) == key_of(settings, run):
+            return float(row["seconds_per_update"])
+    raise UserError(
+        f"{settings.step_times}: the seconds per update of {run.name} are not there; measure them with "
+        "`make study-times`."
+    )
+
+
+def read_step_times(path: Path) -> list[dict[str, str]]:
+    """The rows of the table; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def updates_of(settings: DictConfig, run: Pretraining) -> int:
+    """The updates that the budget is worth."""
+    seconds = parse_duration(str(settings.budget), "budget")
+    return max(1, math.ceil(seconds / seconds_per_update(settings, run)))

@@ -1,0 +1,113 @@
+"""Run one job of a study to its end: python job.py SETTINGS.yaml KIND/NAME
+
+A job that is done, with the settings and the inputs that it would have now, is not done again; one that was killed goes
+on from what it has saved. Where settings or inputs are others, what is there is of no use and is removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import experiments
+import jobs
+from omegaconf import DictConfig
+
+from train_large.errors import UserError
+from train_large.files import whole
+
+MADE = "made.json"  # from what a folder was made: settings, and the same of every input
+DONE = "done"  # what the workflow looks for
+LOG = "log.txt"
+
+
+def main() -> int:
+    settings_file, path = sys.argv[1:]
+    try:
+        settings = experiments.load(Path(settings_file))
+        run(settings, jobs.find(settings, path))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(settings: DictConfig, job: jobs.Job) -> None:
+    """Do the job in its folder, alone. Raises UserError where it fails: the sentence names the log."""
+    folder = jobs.folder(settings, job.work)
+    folder.mkdir(parents=True, exist_ok=True)
+    locks = jobs.study_folder(settings) / "locks"
+    locks.mkdir(exist_ok=True)
+    with open(locks / job.path.replace("/", "."), "w") as lock:
+        # Held by the process that is started too: where only its parent was killed, it is waited for here.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = identity(settings, job)
+        found = folder / MADE
+        if found.exists() and found.read_text() != made:
+            shutil.rmtree(folder)
+            folder.mkdir()
+        finished = folder / ".finished"
+        if not finished.exists():
+            if not found.exists():
+                with whole(found) as aside:
+                    aside.write_text(made)
+            _execute(jobs.command(settings, job.work), folder / LOG, lock.fileno(), job.path)
+            finished.touch()
+    (folder / DONE).touch()
+
+
+def identity(settings: DictConfig, job: jobs.Job) -> str:
+    """What the outcome of a job depends on: its settings, and those of everything that it is made from."""
+    inputs = {}
+    for need in job.needs:
+        path = jobs.study_folder(settings) / need / MADE
+        if not path.exists():
+            raise UserError(f"{job.path}: {need} comes first and is not there.")
+        inputs[need] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return json.dumps({"settings": jobs.settings_of(settings, job.work), "inputs": inputs}, indent=1) + "\n"
+
+
+def _execute(command: list[str], log: Path, lock: int, name: str) -> None:
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment(),
+            pass_fds=(lock,),
+            start_new_session=True,  # Ctrl-C is handed on below, as what a budgeted run saves itself at
+        )
+        asked = []
+
+        def hand_on(signum: int, frame: object) -> None:
+            asked.append(signum)
+            process.send_signal(signal.SIGTERM)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, hand_on)
+        status = process.wait()
+    if status and asked:
+        raise UserError(f"{name} was stopped; the next run goes on from what it saved.")
+    if status:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        last = lines[-1][:300] if lines else "it printed nothing"
+        raise UserError(f"{name} ended with status {status}; {log} says why: {last}")
+
+
+def environment() -> dict[str, str]:
+    """One thread each: several small models at a time, one core each, do more than one of several threads."""
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+    paths = [str(experiments.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, **threads, "PYTHONWARNINGS": "ignore", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

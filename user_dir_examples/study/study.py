@@ -1,0 +1,132 @@
+"""Run the experiments of the paper at pocket scale, or by settings of yours; `make study` calls it.
+
+What is done already is not done again: after Ctrl-C, a kill or a failed job, the same command does what is missing. At
+the end everything measured so far is gathered as CSV, judged against the paper's claims, and drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import experiments
+import gather
+import jobs
+import study_report
+from experiments import ROOT
+from omegaconf import DictConfig
+
+from train_large.errors import UserError
+from train_large.machine import processor
+
+HERE = Path(__file__).resolve().parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--experiment", default="", help="one or several, separated by commas; all unless given")
+    parser.add_argument("--config", type=Path, help="a YAML file with what differs from study/pocket.yaml")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, such as budget=60s")
+    parser.add_argument("--jobs", type=int, default=_cores(), help="processes at a time, one thread each")
+    parser.add_argument("--report-only", action="store_true", help="run nothing, only gather and draw what is there")
+    parser.add_argument("snakemake", nargs="*", help="flags for Snakemake, behind --: -- --executor slurm")
+    return parser
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(options: argparse.Namespace) -> int:
+    """The jobs, then the report; 1 if a job failed. Raises UserError for settings that cannot be."""
+    settings = experiments.load(options.config, options.set)
+    names = experiments.names(settings, options.experiment)
+    jobs.all_jobs(settings, names)  # before anything is run
+    out = jobs.study_folder(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    status = 0
+    with _alone(out):
+        if not options.report_only:
+            status = _run_jobs(settings, names, out, options)
+        missing = gather.gather(settings, names, out / "results")
+    for name, paths in missing.items():
+        print(f"{name}: {len(paths)} jobs are not done, such as {paths[0]}", file=sys.stderr)
+    study_report.write_about(about(settings), out / "results")
+    study_report.write(out / "results", out / "report")
+    print(f"wrote {out / 'report' / 'index.html'} and the measurements below {out / 'results'}")
+    return 1 if status else 0
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One study at a time in a folder. The system lets go of this lock when a process is killed, unlike Snakemake's."""
+    with open(out / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"a study is going on in {out}: wait for it, or give another folder, SET=out=...") from None
+        os.set_inheritable(lock.fileno(), False)
+        yield
+
+
+def _run_jobs(settings: DictConfig, names: Sequence[str], out: Path, options: argparse.Namespace) -> int:
+    jobs.save_settings(settings)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile"), "--directory", str(out)]
+    command += ["--cores", str(options.jobs), "--keep-going", "--rerun-incomplete", "--nolock"]
+    command += ["--rerun-triggers", "mtime", "params", "input", "--scheduler", "greedy", "--quiet", "host", "reason"]
+    command += [
+        *options.snakemake,
+        "--config",
+        f"settings={jobs.settings_file(settings)}",
+        f"experiments={','.join(names)}",
+    ]
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # Snakemake and its jobs have it from the terminal too
+        with contextlib.suppress(KeyboardInterrupt):
+            process.wait()
+        raise
+
+
+def about(settings: DictConfig) -> dict[str, str]:
+    """What the report says of how everything was measured."""
+    text = ", ".join(Path(path).name for path in settings.text.files) or "WikiText-2"
+    task = Path(settings.task.source).name if settings.task.source else "movie-review sentences"
+    seconds = sorted({row["processor"] for row in experiments.read_step_times(ROOT / str(settings.step_times))})
+    return {
+        "text": f"{text}, a BPE of {settings.text.vocabulary} entries, {settings.pretrain.length} tokens a sequence",
+        "task": task,
+        "budget": f"{settings.budget} for pretraining, {settings.translate.budget} for translation, calibrated",
+        "seconds per update": f"measured on {', '.join(seconds)}"
+        if seconds
+        else f"{settings.step_times} for all alike",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "software": f"torch {version('torch')}, fairseq {version('fairseq-fixed')}",
+        "seeds": ", ".join(map(str, settings.seeds)),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
