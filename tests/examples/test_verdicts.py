@@ -119,6 +119,14 @@ def test_two_seeds_tell_nothing(tmp_path):
     assert len(verdict.comparisons[0].values) == 2
 
 
+def test_sizes_without_a_seed_in_common_are_not_compared(tmp_path):
+    rows = [*power("1l_64h", 1, 1.0), *power("2l_64h", 2, 4.0), *power("4l_64h", 2, 9.0)]
+    measurements.write(rows, tmp_path / "depth")
+    (verdict,) = [verdict for verdict in verdicts.judge(tmp_path) if verdict.claim == FEWER]
+    assert verdict.holds is None
+    assert [comparison.what[:20] for comparison in verdict.comparisons] == ["updates of 2l_64h / "]
+
+
 def test_what_was_not_run_is_not_told(tmp_path):
     assert set(judged(tmp_path).values()) == {None}
 
