@@ -21,6 +21,9 @@ XLA := .venv-xla
 XLA_STAMP := $(XLA)/.made-for-these-pins
 XLA_PIP := $(XLA)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/xla.txt
 
+SITE := .venv-docs
+SITE_STAMP := $(SITE)/.made-for-these-pins
+
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.made-for-these-pins
 
@@ -42,7 +45,7 @@ export PYTHONUNBUFFERED := 1
 export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
 export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
 
-.PHONY: help env env-t2t env-t2t-tf1 env-xla env-peers demo demo-mt study study-times study-publish test test-t2t test-t2t-tf1 test-xla lint bench clean
+.PHONY: help env env-t2t env-t2t-tf1 env-xla env-peers demo demo-mt study study-times study-publish docs test test-t2t test-t2t-tf1 test-xla lint bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -120,7 +123,17 @@ study-publish: $(STAMP)  ## what the study has measured so far into docs/results
 	cp -r runs/study/results docs/results/pocket
 	$(BIN)/python user_dir_examples/study/study_report.py docs/results/pocket docs/results/report
 
-test: $(STAMP) lint test-t2t test-xla $(if $(PYTHON37),test-t2t-tf1)  ## lint, types and every test, those of TensorFlow 1 where there is a Python 3.7
+$(SITE_STAMP): constraints/docs.txt
+	rm -rf $(SITE)
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/docs.txt \
+		mkdocs-material 'mkdocstrings[python]' ruff
+	touch $@
+
+docs: $(SITE_STAMP)  ## the documentation's site, in runs/site
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --strict
+
+test: $(STAMP) lint docs test-t2t test-xla $(if $(PYTHON37),test-t2t-tf1)  ## lint, types, the docs and every test, those of TensorFlow 1 where there is a Python 3.7
 	$(BIN)/python -m pytest
 
 test-t2t: $(T2T_STAMP)  ## the tests of the Tensor2Tensor plugin
@@ -166,4 +179,4 @@ bench: $(STAMP) $(PEERS_STAMP) $(T2T_STAMP) $(XLA_STAMP)  ## speed and size besi
 	PYTHONPATH=.:user_dir_examples/pocket $(BIN)/python bench/rate.py --demo $(OUT) --model runs/downloads/minilm.safetensors
 
 clean:  ## remove the environment and what runs left
-	rm -rf $(VENV) $(T2T) $(TF1) $(XLA) $(PEERS) runs build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(T2T) $(TF1) $(XLA) $(PEERS) $(SITE) runs build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -56,6 +56,7 @@ class BudgetedRun:
     def __init__(self, section: DictConfig, loss_name: str) -> None:
         self.section = section
         self.root = root_config(section)
+        _check_launch(self.root)
         self.loss_name = loss_name
         with user_errors_end_the_run():
             seconds = parse_duration(section.budget) if section.budget is not None else None
@@ -391,6 +392,21 @@ class BudgetedRun:
             "workers": self.root.distributed_training.distributed_world_size,
             "threads": torch.get_num_threads(),
         }
+
+
+def _check_launch(root: DictConfig | None) -> None:
+    """Several processes of torchrun that fairseq takes for a run each would write into one folder.
+
+    `infer_init_method` (fairseq/distributed/utils.py:47, 0.12.3.1) looks at what torchrun says only where the world is
+    larger than one, and by default it is as large as this host has GPUs."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if root is None or root.common.tpu or "RANK" not in os.environ or not processes.isdigit():
+        return
+    if int(processes) > 1 and root.distributed_training.distributed_world_size == 1:
+        fail(
+            f"torchrun has started {processes} processes, and fairseq would train a model in each: add "
+            f"--distributed-world-size {processes}."
+        )
 
 
 def _put(key: str, value: float) -> None:

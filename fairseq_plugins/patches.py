@@ -16,6 +16,7 @@ import queue
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
@@ -64,6 +65,28 @@ def copy_whole_or_not_at_all() -> None:
         return True
 
     PathManager.copy = staticmethod(copy)
+
+
+def take_torchrun_on_a_cpu() -> None:
+    """Let the processes of torchrun train together where there is no GPU.
+
+    Mends `_infer_torch_distributed_launch_init` (fairseq/distributed/utils.py:87, 0.12.3.1), which divides by their
+    number.
+    """
+    upstream = distributed_utils._infer_torch_distributed_launch_init
+
+    @functools.wraps(upstream)
+    def infer(config: Any) -> None:
+        if torch.cuda.device_count():
+            upstream(config)
+            return
+        config.distributed_init_method = "env://"
+        config.distributed_world_size = int(os.environ["WORLD_SIZE"])
+        config.distributed_rank = int(os.environ["RANK"])
+        config.device_id = 0  # of any other, `infer_init_method` makes a CUDA device
+        config.distributed_no_spawn = True  # the processes are there already
+
+    distributed_utils._infer_torch_distributed_launch_init = infer
 
 
 def announce_validation() -> None:
@@ -249,6 +272,7 @@ atexit.register(end_data_threads)
 allow_namespace_in_checkpoints()
 copy_whole_or_not_at_all()
 validate_no_more_than_asked()
+take_torchrun_on_a_cpu()
 announce_validation()
 announce_loading()
 announce_saving()

@@ -24,6 +24,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
+from omegaconf import OmegaConf
 
 import fairseq_plugins
 from fairseq_plugins import budgeted_run
@@ -415,6 +416,19 @@ def test_sigterm_saves_then_stops(text, tmp_path):
     assert lines[-1]["reason"] == "SIGTERM"
     state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)
     assert state["optimizer_history"][-1]["num_updates"] == lines[-1]["updates"]
+
+
+def test_processes_of_torchrun_that_fairseq_takes_for_single_runs_are_refused(monkeypatch):
+    config = OmegaConf.create({"common": {"tpu": False}, "distributed_training": {"distributed_world_size": 1}})
+    budgeted_run._check_launch(config)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    budgeted_run._check_launch(config)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="--distributed-world-size 2"):
+        budgeted_run._check_launch(config)
+    config.distributed_training.distributed_world_size = 2
+    budgeted_run._check_launch(config)
 
 
 @pytest.mark.slow

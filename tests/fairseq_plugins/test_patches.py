@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.dataclass.configs import DistributedTrainingConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
@@ -95,6 +96,19 @@ def test_validation_and_saving_are_announced_at_functions_that_upstream_still_ca
     assert "checkpoint_utils.save_checkpoint(" in inspect.getsource(train.validate_and_save)
     assert "checkpoint_utils.load_checkpoint(" in inspect.getsource(train.main)
     assert "self.criterion.train()" in inspect.getsource(Trainer.train_step)
+
+
+def test_processes_of_torchrun_find_each_other_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    config = DistributedTrainingConfig(distributed_world_size=2, tpu=False)
+    distributed_utils.infer_init_method(config)
+    assert (config.distributed_init_method, config.distributed_world_size) == ("env://", 2)
+    assert (config.distributed_rank, config.device_id, config.distributed_no_spawn) == (1, 0, True)
+    upstream = distributed_utils._infer_torch_distributed_launch_init.__wrapped__
+    with pytest.raises(ZeroDivisionError):  # else the patch is no longer needed
+        upstream(DistributedTrainingConfig(distributed_world_size=2, tpu=False))
 
 
 def test_what_workers_are_sent_holds_no_classes(monkeypatch):
