@@ -42,6 +42,7 @@ NEEDED_FOR = {
     "pack": "quantize, pack, unpack, inspect and predict",
     "hf": "export-hf",
     "report": "the report's tables, figures and page, and plan",
+    "study": "the workflow of make study",
     "dev": "tests and lint",
 }
 
