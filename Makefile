@@ -110,7 +110,7 @@ demo: $(STAMP)  ## the whole study on two cores: BUDGET=10m gives each size long
 demo-mt: $(STAMP) $(T2T_STAMP)  ## English to French in Tensor2Tensor, several sizes: MT_BUDGET=5m gives each longer
 	$(BIN)/python user_dir_examples/pocket_mt/demo.py --budget $(MT_BUDGET) --out $(MT_OUT) --t2t $(T2T)/bin/python $(DEMO_FLAGS)
 
-study: $(STAMP) $(T2T_STAMP)  ## every experiment of the paper at pocket scale: EXPERIMENT=depth one, CONFIG=my.yaml, SET="budget=60s", STUDY_FLAGS
+study: $(STAMP) $(if $(EXPERIMENT),$(if $(findstring translation,$(EXPERIMENT)),$(T2T_STAMP)),$(T2T_STAMP))  ## every experiment of the paper at pocket scale: EXPERIMENT=depth one, CONFIG=my.yaml, SET="budget=60s", STUDY_FLAGS
 	$(BIN)/python user_dir_examples/study/study.py --experiment "$(EXPERIMENT)" $(if $(CONFIG),--config "$(CONFIG)") \
 		$(if $(SET),--set $(SET)) $(STUDY_FLAGS)
 

@@ -66,7 +66,7 @@ FLAGS = f"""
 @pytest.mark.slow
 def test_pretrain_finetune_and_prune_by_hydra(data, tmp_path):
     text, hydra, flags = str(data / "text" / "data-bin"), tmp_path / "hydra", tmp_path / "flags"
-    by_hydra("pocket", f"task.data={text}", f"checkpoint.save_dir={hydra}", *CALIBRATED)
+    by_hydra("pretrain", f"task.data={text}", f"checkpoint.save_dir={hydra}", *CALIBRATED)
     train(text, *FLAGS, "--adam-betas", "(0.9, 0.98)", "--save-dir", str(flags), module="fairseq_cli.train")
     ours, theirs = weights(hydra), weights(flags)
     assert ours.keys() == theirs.keys()
@@ -98,5 +98,5 @@ def test_the_papers_setting():
 
 
 def test_wrong_keys_and_missing_data_are_said(data):
-    assert "Missing mandatory value" in by_hydra("pocket", "criterion.budget=1s", status=1)
-    assert "batchsize" in by_hydra("pocket", f"task.data={data}", "dataset.batchsize=3", status=1)
+    assert "Missing mandatory value" in by_hydra("pretrain", "criterion.budget=1s", status=1)
+    assert "batchsize" in by_hydra("pretrain", f"task.data={data}", "dataset.batchsize=3", status=1)
