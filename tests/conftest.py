@@ -1,6 +1,13 @@
-"""No deadlines for hypothesis: how long an example takes depends on what else the machine does."""
+"""What makes the tests the same on any machine, and in the background too."""
+
+import signal
 
 from hypothesis import settings
 
+# How long an example takes depends on what else the machine does.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+# A shell lets its background jobs ignore Ctrl-C, and what they start ignores it too: no test could interrupt anything.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
