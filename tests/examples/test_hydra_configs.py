@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from train_large import runlog, sizes
 from train_large.compression.checkpoint import read_checkpoint
@@ -86,8 +86,7 @@ def test_pretrain_finetune_and_prune_by_hydra(data, tmp_path):
 
 
 def test_the_papers_setting():
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        config = compose("paper")
+    config = OmegaConf.load(CONFIGS / "paper.yaml")
     size = sizes.Size(config.model.encoder_layers, config.model.encoder_embed_dim)
     assert size in sizes.ROBERTA
     batch = config.dataset.batch_size * config.optimization.update_freq[0]

@@ -52,7 +52,7 @@ for size in $sizes; do
         run mkdir -p "$folder/newstest2014"
         t2t decoder "$size" "$folder" "$hparams" --decode_from_file="$data/$problem.test.en" \
             --decode_to_file="$folder/newstest2014/test.fr"
-        run_into "$folder/bleu.txt" "$T2T_PYTHON" -m t2t_problems.bleu \
+        run_into "$folder/bleu.txt" "$T2T_PYTHON" -m t2t_problems.bleu --beam-size 4 --alpha 0.6 --average 1 \
             --translation "$folder"/newstest2014/test.fr* --reference "$data/$problem.test.fr"
     fi
     runs+=("$folder")
