@@ -117,11 +117,8 @@ study: $(STAMP) $(if $(EXPERIMENT),$(if $(findstring translation,$(EXPERIMENT)),
 study-times: $(STAMP) $(T2T_STAMP)  ## seconds per update of all that the study trains, on this machine, which should be quiet
 	OMP_NUM_THREADS=1 $(BIN)/python user_dir_examples/study/step_times.py $(CONFIG)
 
-study-publish: $(STAMP)  ## what the study has measured so far into docs/results, with its figures and claims
-	rm -rf docs/results/pocket
-	mkdir -p docs/results
-	cp -r runs/study/results docs/results/pocket
-	$(BIN)/python user_dir_examples/study/study_report.py docs/results/pocket docs/results/report
+study-publish: $(STAMP)  ## the experiments that the study has finished into docs/results, with the report of all that is there
+	$(BIN)/python user_dir_examples/study/study.py --report-only --publish docs/results
 
 $(SITE_STAMP): constraints/docs.txt
 	rm -rf $(SITE)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import about
 import experiments
 import jobs
 import measurements
@@ -191,7 +192,9 @@ def study(own: list[str], *flags: str, status: int = 0) -> str:
 
 
 def measured(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/*.csv"))}
+    """The measurements, without the date."""
+    found = [path for path in sorted(folder.glob("*/*.csv")) if path.name != about.NAME]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 @pytest.mark.slow
@@ -231,6 +234,18 @@ def test_a_miniature_of_every_experiment(own, tmp_path):
     before = measured(results)
     assert "Nothing to be done" in study(own, "--experiment", ",".join(names))
     assert measured(results) == before
+    # Published, one experiment keeps what is there of the others.
+    others = tmp_path / "docs" / "pocket" / "beyond"
+    others.mkdir(parents=True)
+    (others / "curves.csv").write_bytes((results / "depth" / "curves.csv").read_bytes())
+    (tmp_path / "docs" / "pocket" / "depth").mkdir()
+    (tmp_path / "docs" / "pocket" / "depth" / "memory.csv").write_text("old")
+    study(own, "--report-only", "--experiment", "depth", "--publish", str(tmp_path / "docs"))
+    published = measured(tmp_path / "docs" / "pocket")
+    assert set(published) == {"beyond/curves.csv", "depth/curves.csv"}
+    assert published["depth/curves.csv"] == before["depth/curves.csv"]
+    assert about.read(tmp_path / "docs" / "pocket") == about.read(results)
+    assert "Deeper models" in (tmp_path / "docs" / "report" / "index.html").read_text()
 
 
 @pytest.mark.slow
@@ -286,6 +301,9 @@ def test_a_job_that_fails_takes_no_other_down(own, tmp_path):
     results = tmp_path / "out" / "results"
     assert {point.run for point in measurements.read(results / "depth", measurements.Point)} == {other}
     assert f"pretrain/{name}" in output
+    output = study(own, "--report-only", "--experiment", "depth", "--publish", str(tmp_path / "docs"), status=2)
+    assert "no experiment is finished" in output.splitlines()[-1]
+    assert not (tmp_path / "docs").exists()
     before = (tmp_path / "out" / "pretrain" / other / "run.jsonl").read_bytes()
     (tmp_path / "out" / "pretrain" / name / "log.txt").rmdir()
     study(own, "--experiment", "depth")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import about
 import experiments
 import jobs
 import measurements
@@ -24,9 +25,13 @@ def gather(settings: DictConfig, names: Sequence[str], results: Path) -> dict[st
     missing = {}
     for name in names:
         plan = jobs.all_jobs(settings, [name])
-        undone = [path for path in plan if not (jobs.study_folder(settings) / path / DONE).exists()]
+        finished = {path: jobs.study_folder(settings) / path / DONE for path in plan}
+        undone = [path for path, done in finished.items() if not done.exists()]
         rows = [row for path, job in plan.items() if path not in undone for row in rows_of(settings, name, job.work)]
         measurements.write(rows, results / name)
+        if rows:
+            last = max(done.stat().st_mtime for path, done in finished.items() if path not in undone)
+            about.write(about.facts(settings, last), results / name)
         if undone:
             missing[name] = sorted(undone)
     return missing

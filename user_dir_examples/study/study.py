@@ -10,22 +10,19 @@ import argparse
 import contextlib
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import experiments
 import gather
 import jobs
 import study_report
-from experiments import ROOT
 from omegaconf import DictConfig
 
 from train_large.errors import UserError
-from train_large.machine import processor
 
 HERE = Path(__file__).resolve().parent
 
@@ -49,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, such as budget=60s")
     parser.add_argument("--jobs", type=int, default=_cores(), help="processes at a time, one thread each")
     parser.add_argument("--report-only", action="store_true", help="run nothing, only gather and draw what is there")
+    parser.add_argument("--publish", type=Path, metavar="FOLDER", help="copy what is finished to FOLDER, with a report")
     parser.add_argument("snakemake", nargs="*", help="flags for Snakemake, behind --: -- --executor slurm")
     return parser
 
@@ -71,10 +69,28 @@ def run(options: argparse.Namespace) -> int:
         missing = gather.gather(settings, names, out / "results")
     for name, paths in missing.items():
         print(f"{name}: {len(paths)} jobs are not done, such as {paths[0]}", file=sys.stderr)
-    study_report.write_about(about(settings), out / "results")
     study_report.write(out / "results", out / "report")
     print(f"wrote {out / 'report' / 'index.html'} and the measurements below {out / 'results'}")
+    if options.publish:
+        publish(out / "results", [name for name in names if name not in missing], options.publish)
     return 1 if status else 0
+
+
+def publish(results: Path, finished: Sequence[str], folder: Path) -> None:
+    """Put these experiments' measurements below `folder`/pocket, in place of what is there of the same experiments, and
+    a report of all that is there into `folder`/report. Raises UserError where there are none."""
+    if not finished:
+        raise UserError("no experiment is finished, so there is nothing to publish; `make study` does what is missing.")
+    published = folder / "pocket"
+    published.mkdir(parents=True, exist_ok=True)
+    for name in finished:
+        aside, place = published / f".{name}", published / name
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(results / name, aside)
+        shutil.rmtree(place, ignore_errors=True)
+        aside.rename(place)
+    study_report.write(published, folder / "report")
+    print(f"published {', '.join(finished)} in {folder}")
 
 
 @contextlib.contextmanager
@@ -107,25 +123,6 @@ def _run_jobs(settings: DictConfig, names: Sequence[str], out: Path, options: ar
         with contextlib.suppress(KeyboardInterrupt):
             process.wait()
         raise
-
-
-def about(settings: DictConfig) -> dict[str, str]:
-    """What the report says of how everything was measured."""
-    text = ", ".join(Path(path).name for path in settings.text.files) or "WikiText-2"
-    task = Path(settings.task.source).name if settings.task.source else "movie-review sentences"
-    seconds = sorted({row["processor"] for row in experiments.read_step_times(ROOT / str(settings.step_times))})
-    return {
-        "text": f"{text}, a BPE of {settings.text.vocabulary} entries, {settings.pretrain.length} tokens a sequence",
-        "task": task,
-        "budget": f"{settings.budget} for pretraining, {settings.translate.budget} for translation, calibrated",
-        "seconds per update": f"measured on {', '.join(seconds)}"
-        if seconds
-        else f"{settings.step_times} for all alike",
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "software": f"torch {version('torch')}, fairseq {version('fairseq-fixed')}",
-        "seeds": ", ".join(map(str, settings.seeds)),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
 
 
 if __name__ == "__main__":

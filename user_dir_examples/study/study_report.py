@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import about
 import measurements
 import study_page
 import verdicts
@@ -19,7 +20,6 @@ from train_large.errors import UserError
 from train_large.files import whole
 
 IN_WORDS = {True: "holds", False: "does not hold", None: "cannot be told"}
-ABOUT = "about.csv"
 COLUMNS = ("claim", "section", "figure", "test", "verdict", "comparison", "unit", "seeds", "mean", "low", "high")
 
 
@@ -46,22 +46,7 @@ def write(results: Path, folder: Path) -> None:
     with whole(folder / "claims.md") as aside:
         aside.write_text(markdown(judged), encoding="utf-8")
     study_page.write_figures(results, folder / "figures")
-    study_page.write_page(results, judged, folder / "index.html", about(results))
-
-
-def about(results: Path) -> dict[str, str]:
-    """What the study's settings and machine were, in words; nothing where that was not noted."""
-    path = results / ABOUT
-    if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return dict(csv.reader(file))
-
-
-def write_about(facts: dict[str, str], results: Path) -> None:
-    results.mkdir(parents=True, exist_ok=True)
-    with whole(results / ABOUT) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(facts.items())
+    study_page.write_page(results, judged, folder / "index.html", about.read(results))
 
 
 def _rows(verdict: Verdict) -> list[list[str]]:
