@@ -108,7 +108,7 @@ def read_pilots(logs: Sequence[Path]) -> list[Pilot]:
     """The runs of these logs (a run.jsonl, or the folder that holds it), by rising size.
 
     Raises UserError where there is no log, a log without validations, and logs that are not of one model family,
-    vocabulary, data and clock, whose losses are not to be compared.
+    vocabulary, length, data and clock, whose losses are not to be compared.
     """
     if not logs:
         raise UserError("no run log: give the folders of budgeted runs, or let --pilot 5m make them.")
@@ -125,14 +125,14 @@ def read_pilots(logs: Sequence[Path]) -> list[Pilot]:
             ("data", "data"),
             ("clock", "clock of the budget"),
             ("vocabulary", "vocabulary"),
+            ("length", "sequence length"),
         ):
             ours, theirs = getattr(first, name), getattr(pilot, name)
-            if ours != theirs and (name != "vocabulary" or None not in (ours, theirs)):
+            if ours != theirs:
                 raise UserError(
                     f"{first.path} and {pilot.path} differ in their {what} ({ours} and {theirs}), so their losses do "
                     "not compare: plan from one of the two at a time."
                 )
-    read = _with_vocabulary(read)
     return sorted(read, key=lambda pilot: (pilot.parameters, str(pilot.path)))
 
 
@@ -170,7 +170,7 @@ def _read_one(path: Path) -> Pilot:
     learned, rate, peak = _learned(lines, valid)
     columns = {name: np.array([float(line[name]) for line in valid]) for name in ("updates", "tokens", "loss")}
     early = next((line for line in lines if line["kind"] == "train" and line["tokens"] > 0), end)
-    vocabulary = int(facts["vocabulary"]) if "vocabulary" in facts else None
+    vocabulary, length = (int(facts[name]) if name in facts else None for name in ("vocabulary", "length"))
     total = int(facts["parameters"]) if "parameters" in facts else None
     arch = str(facts.get("arch"))
     return Pilot(
@@ -182,7 +182,7 @@ def _read_one(path: Path) -> Pilot:
         parameters=parameters_of(arch, size, vocabulary or 0),
         all_parameters=total,
         vocabulary=vocabulary,
-        length=None,
+        length=length,
         batch_tokens=float(end["tokens"] / end["updates"]),
         learning_rate=peak,
         clock=clock,
@@ -247,49 +247,6 @@ def parameters_of(arch: str, size: Size, vocabulary: int) -> int:
     if arch.startswith("transformer_budgeted"):
         return sizes.tensor2tensor_parameters(size, 0)
     return sizes.translation_parameters(size, 0)
-
-
-def _with_vocabulary(pilots: list[Pilot]) -> list[Pilot]:
-    """The encoders' FLOPs per token tell the vocabulary and the length of their sequences, given two sizes or more.
-
-    Raises UserError where no one vocabulary and length explain all the logs.
-    """
-    if not _is_encoder(pilots[0].arch) or len({pilot.size for pilot in pilots}) < 2:
-        return pilots
-    known = next((pilot.vocabulary for pilot in pilots if pilot.vocabulary), None)
-    common = [pair for pair in _common(pilots) if known in (None, pair[0])]
-    if not common:
-        for pilot in pilots[1:]:
-            if pilot.size != pilots[0].size and not _common([pilots[0], pilot]):
-                raise UserError(
-                    f"{pilots[0].path} and {pilot.path} are of different vocabularies or sequence lengths (by their "
-                    "FLOPs per token), so their losses do not compare: plan from one of the two at a time."
-                )
-        raise UserError(
-            f"the {len(pilots)} logs are not of one vocabulary and sequence length (by their FLOPs per token), so "
-            "their losses do not compare: plan from those of one data set at a time."
-        )
-    vocabulary, length = common[0]
-    return [
-        replace(p, vocabulary=vocabulary, length=length, parameters=parameters_of(p.arch, p.size, vocabulary))
-        for p in pilots
-    ]
-
-
-def _common(pilots: Sequence[Pilot]) -> list[tuple[int, int]]:
-    """Every (vocabulary, length) that explains the FLOPs per token of all the pilots."""
-    found = []
-    for length in range(1, 4097):
-        # FLOPs are linear in the vocabulary.
-        size, here = pilots[0].size, pilots[0].flops_per_token
-        none, some = (flops.train_flops(size, v, length, 1) / length for v in (0, 1_000_000))
-        vocabulary = round((here - none) / (some - none) * 1e6)
-        if none >= here or vocabulary < 1:
-            continue
-        expected = (flops.train_flops(p.size, vocabulary, length, 1) / length / p.flops_per_token for p in pilots)
-        if all(abs(ratio - 1) < 1e-6 for ratio in expected):
-            found.append((vocabulary, length))
-    return found
 
 
 def flops_per_token(size: Size, pilots: Sequence[Pilot]) -> float:

@@ -55,7 +55,6 @@ def write_log(
     budget: float = 150.0,
     noise: float = 0.002,
     validations: int = 15,
-    symbols: int = VOCABULARY,
     seed: int = 0,
     stop: str | None = "budget",
     **facts: object,
@@ -64,7 +63,7 @@ def write_log(
     random = np.random.default_rng([seed, size.layers, size.hidden])
     per_update = LENGTH * BATCH * seconds_per_token(size)
     updates = int(budget / per_update)
-    cost = flops.train_flops(size, symbols, LENGTH, BATCH)
+    cost = flops.train_flops(size, VOCABULARY, LENGTH, BATCH)
     path = str(folder / runlog.NAME)
 
     def counters(update: int) -> dict[str, float]:
@@ -73,7 +72,8 @@ def write_log(
         return dict(zip(runlog.COUNTERS, values))
 
     known = {"layers": size.layers, "hidden": size.hidden, "ffn": size.ffn, "heads": size.heads}
-    given = {"size": size.name, "arch": "prenorm_roberta", **known, "budget_seconds": budget, "budget_clock": "train"}
+    given = {"size": size.name, "arch": "prenorm_roberta", **known, "vocabulary": VOCABULARY, "length": LENGTH}
+    given |= {"budget_seconds": budget, "budget_clock": "train"}
     runlog.append(path, "start", counters(0), **{**given, **facts})
     marks = {round(updates * k / validations) for k in range(1, validations + 1)}
     every = max(1, updates // 200)

@@ -150,7 +150,7 @@ def test_accuracy_is_expected_along_the_studys_line(study):
 
 
 def test_a_study_of_another_vocabulary(logs, study, tmp_path):
-    others = write_logs(tmp_path, TRUTH, SIZES[:2], symbols=5000)
+    others = write_logs(tmp_path, TRUTH, SIZES[:2], vocabulary=5000)
     with pytest.raises(UserError, match="different vocabularies; give the study of the same data"):
         plan(others, 450, study=study)
 
@@ -231,7 +231,7 @@ def test_a_limit_below_every_size(logs):
 
 
 def test_a_limit_without_a_vocabulary(tmp_path):
-    logs = write_logs(tmp_path, TRUTH, SIZES[:2], arch="transformer")
+    logs = write_logs(tmp_path, TRUTH, SIZES[:2], arch="transformer", vocabulary=None, length=None)
     with pytest.raises(UserError, match="does not say its vocabulary"):
         plan(logs, 450, 10_000)
 

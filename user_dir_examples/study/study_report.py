@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import about
 import measurements
 import study_page
 import verdicts
-from verdicts import Comparison, Verdict
+from verdicts import Verdict
 
 from train_large.errors import UserError
 from train_large.files import whole
@@ -36,17 +36,28 @@ def main() -> int:
 
 
 def write(results: Path, folder: Path) -> None:
-    """index.html, figures/, claims.csv and claims.md in `folder`. Raises UserError for files that are none of ours."""
+    """index.html, figures/, claims.csv, and claims.md and about.md for the documentation, in `folder`.
+
+    Raises UserError for files that are none of ours.
+    """
     judged = verdicts.judge(results)
     folder.mkdir(parents=True, exist_ok=True)
     with whole(folder / "claims.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(row for verdict in judged for row in _rows(verdict))
+        writer.writerows(rows(judged))
     with whole(folder / "claims.md") as aside:
         aside.write_text(markdown(judged), encoding="utf-8")
+    facts = about.read(results)
+    with whole(folder / "about.md") as aside:
+        aside.write_text(told(facts), encoding="utf-8")
     study_page.write_figures(results, folder / "figures")
-    study_page.write_page(results, judged, folder / "index.html", about.read(results))
+    study_page.write_page(results, judged, folder / "index.html", facts)
+
+
+def rows(judged: Sequence[Verdict]) -> list[list[str]]:
+    """Of claims.csv: one for each comparison."""
+    return [row for verdict in judged for row in _rows(verdict)]
 
 
 def _rows(verdict: Verdict) -> list[list[str]]:
@@ -63,15 +74,15 @@ def markdown(judged: Sequence[Verdict]) -> str:
     """The claims table for the documentation."""
     lines = ["| claim | paper | test | measured: mean and 95 % interval | verdict |", "|---|---|---|---|---|"]
     for verdict in judged:
-        measured = "<br>".join(map(_measured, verdict.comparisons)) or "not measured"
-        place = f"{verdict.section}, {verdict.figure}"
-        lines.append(f"| {verdict.claim} | {place} | {verdict.test} | {measured} | **{IN_WORDS[verdict.holds]}** |")
-    return "\n".join(lines) + "\n"
+        measured = "<br>".join(f"{what}: {outcome}" for what, outcome in study_page.measured(verdict)) or "not measured"
+        cells = (verdict.claim, study_page.where(verdict), verdict.test, measured, f"**{IN_WORDS[verdict.holds]}**")
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join([study_page.tally(judged), "", *lines]) + "\n"
 
 
-def _measured(comparison: Comparison) -> str:
-    figures = f"{comparison.mean:.3g} ({comparison.low:.3g} to {comparison.high:.3g}) {comparison.unit}"
-    return f"{comparison.what}: {figures}".replace("|", "\\|")
+def told(facts: Mapping[str, str]) -> str:
+    """How it was measured, for the documentation."""
+    return "".join(f"- **{name}:** {text}\n" for name, text in facts.items())
 
 
 if __name__ == "__main__":
