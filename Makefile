@@ -131,7 +131,7 @@ docs: $(SITE_STAMP)  ## the documentation's site, in runs/site
 	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --strict
 
 test: $(STAMP) lint docs test-t2t test-xla $(if $(PYTHON37),test-t2t-tf1)  ## lint, types, the docs and every test, those of TensorFlow 1 where there is a Python 3.7
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-t2t: $(T2T_STAMP)  ## the tests of the Tensor2Tensor plugin
 	$(T2T)/bin/python -m pytest tests/t2t_problems

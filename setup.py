@@ -37,7 +37,7 @@ setup(
         "report": ["matplotlib", "rich", "jinja2", "scipy"],
         # The workflow of user_dir_examples/study.
         "study": ["snakemake", "omegaconf", "scipy"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "pre-commit"],
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "tensorboardX", "ruff", "mypy", "pre-commit"],
     },
     entry_points={"console_scripts": ["train-large = train_large.cli:main"]},
     classifiers=[

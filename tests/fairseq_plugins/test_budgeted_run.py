@@ -22,9 +22,11 @@ import torch
 from fairseq import checkpoint_utils, options
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.logging import progress_bar
 from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
 from omegaconf import OmegaConf
+from tensorboardX.proto import event_pb2
 
 import fairseq_plugins
 from fairseq_plugins import budgeted_run
@@ -284,6 +286,31 @@ def test_the_log_holds_what_fairseq_measured_in_nats(text, tmp_path, clock, monk
     assert valid["loss"] / math.log(2) == pytest.approx(told[-1][0], abs=5e-4)  # fairseq rounds to three digits
     assert valid["perplexity"] == pytest.approx(math.exp(valid["loss"]))
     assert valid["subset"] == "valid"
+
+
+def test_tensorboard_has_the_validations_of_the_log(text, tmp_path, clock):
+    flags = ("--tensorboard-logdir", tmp_path / "events", "--validate-interval-updates", 2)
+    lines = run(text, *MLM, "--budget", "4s", *flags, save_dir=tmp_path)
+    progress_bar._close_writers()
+    losses = scalars(tmp_path / "events" / "valid", "loss")
+    valid = {line["updates"]: line["loss"] / math.log(2) for line in of_kind(lines, "valid")}
+    assert losses.keys() == valid.keys() == {2, 4}
+    assert losses == pytest.approx(valid, abs=6e-4)  # rounded to three digits
+
+
+def scalars(folder: Path, tag: str) -> dict[int, float]:
+    """A curve of TensorBoard, by steps. Its files are records: length, checksum, event, checksum."""
+    found = {}
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            event = event_pb2.Event.FromString(data[12 : 12 + size])
+            for value in event.summary.value:
+                if value.tag == tag:
+                    found[event.step] = value.simple_value
+            data = data[16 + size :]
+    return found
 
 
 def test_flops_are_those_of_the_batches(text, tmp_path, clock):
