@@ -1,39 +1,50 @@
-"""The documentation: the tutorial's commands are run, those of the other pages are parsed, and links lead somewhere."""
+"""The documentation: the commands of the tutorial and of the pages that go on from it are run, those that want other
+machines, data or hours are read by their programs' own parsers, and links lead somewhere.
+
+A block of shell with a title is not run.
+"""
 
 from __future__ import annotations
 
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from fairseq import options
+from fairseq.utils import import_user_module
 
-from train_large import runlog
+from train_large import cli, runlog
+from xla import launch, pod
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 SHELL = re.compile(r"^```sh(?P<info>[^\n]*)\n(?P<body>.*?)^```$", re.M | re.S)
+OTHER = re.compile(r"^```(?P<language>python|console)\n(?P<body>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\[[^\]]*\]\((?!https?://)(?P<to>[^)\s]+)\)")
 WORDS = (  # noqa: SIM905
     "the a one red green old new house tree river goes comes stands good bad fine poor"
 ).split()
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the plugin and the tutorial's text and task: its label is whether a sentence says good or bad."""
+    folder = tmp_path_factory.mktemp("checkout")
     rng = random.Random(1)
-    (tmp_path / "fairseq_plugins").symlink_to(ROOT / "fairseq_plugins")
-    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (folder / "fairseq_plugins").symlink_to(ROOT / "fairseq_plugins")
+    (folder / ".venv").symlink_to(sys.prefix)
     lines = [" ".join(rng.choice(WORDS) for _ in range(12)) for _ in range(2000)]
-    (tmp_path / "text.txt").write_text("\n".join(lines) + "\n")
+    (folder / "text.txt").write_text("\n".join(lines) + "\n")
     rows = [f"{' '.join(rng.choice(WORDS[:13]) for _ in range(4))} {word}\t{word}" for word in ("good", "bad") * 150]
-    (tmp_path / "task.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
-    return tmp_path
+    (folder / "task.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    return folder
 
 
 def environment() -> dict[str, str]:
@@ -53,21 +64,103 @@ def blocks_of(page: Path, info: str = "") -> list[str]:
     return [block["body"] for block in SHELL.finditer(page.read_text()) if block["info"].strip() == info]
 
 
-@pytest.mark.slow
-def test_the_tutorial_from_raw_text_to_a_compressed_model(checkout):
+@pytest.fixture(scope="module")
+def tutorial(checkout: Path) -> list[str]:
+    """What the tutorial's blocks print; the folder then has what they make."""
     assert len(blocks_of(DOCS / "tutorial.md", 'title="once"')) == 1  # what this environment has done already
-    ran = [run(block, checkout) for block in blocks_of(DOCS / "tutorial.md")]
-    labels = [line.split("\t")[0] for line in ran[5].splitlines()[-5:]]
+    return [run(block, checkout) for block in blocks_of(DOCS / "tutorial.md")]
+
+
+@pytest.mark.slow
+def test_the_tutorial_from_raw_text_to_a_compressed_model(checkout, tutorial):
+    labels = [line.split("\t")[0] for line in tutorial[5].splitlines()[-5:]]
     assert set(labels) <= {"good", "bad"}
     assert len(labels) == 5
     assert (checkout / "small.safetensors").stat().st_size <= 200_000
     assert (checkout / "exported" / "tokenizer.json").exists()
     assert "<svg" in (checkout / "training.html").read_text()
-    # On the same data, two processes of one run.
+
+
+@pytest.mark.slow
+def test_two_processes(checkout, tutorial):
     (two,) = blocks_of(DOCS / "howto" / "cluster.md", 'title="two processes"')
     run(two, checkout)
     start, *_, end = runlog.read(str(checkout / "runs" / "two" / runlog.NAME))
     assert (start["workers"], end["kind"], end["reason"]) == (2, "stop", "budget")
+
+
+GOING_ON = [page for page in PAGES if page.parent == DOCS and page.stem != "tutorial" and blocks_of(page)]
+
+
+def test_which_pages_go_on_from_the_tutorial():
+    names = {page.stem for page in GOING_ON}
+    assert names == {"budgets", "compression", "data", "export", "packed", "planner", "runtime", "structures"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", GOING_ON, ids=lambda page: page.stem)
+def test_the_commands_of_a_page(checkout, tutorial, page):
+    for block in blocks_of(page):
+        run(block, checkout)
+    for block in OTHER.finditer(page.read_text()):
+        if block["language"] == "python":
+            run(f"python - <<'END'\n{block['body']}\nEND", checkout)
+
+
+def test_what_a_page_says_a_command_prints(tmp_path):
+    (block,) = (b for b in OTHER.finditer((DOCS / "sizes.md").read_text()) if b["language"] == "console")
+    command, _, printed = block["body"].removeprefix("$ ").partition("\n")
+    assert run(command, tmp_path) == printed
+
+
+# ------------------------------------------------------------------------------------------- commands that are not run
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """The words of each command of the blocks that are not run."""
+    blocks = [b["body"] for b in SHELL.finditer(page.read_text()) if b["info"] or page == ROOT / "README.md"]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_that_are_not_run_are_understood(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in commands_of(page):
+        understand([word for word in words if word not in ("srun", "...")])
+
+
+def understand(words: list[str]) -> None:
+    """Raise SystemExit where the program would not take these flags, AssertionError for a program unknown here."""
+    match words:
+        case ["fairseq-train", *flags]:
+            fairseq_takes(flags)
+        case ["torchrun", "--nproc_per_node", "2", ".venv/bin/fairseq-train", *flags]:
+            fairseq_takes(flags)
+        case ["train-large", *flags]:
+            given, passed_on = cli._split_at_dashes(flags)
+            cli._parser().parse_args(given)
+            if passed_on:
+                fairseq_takes(["data", "--task", "masked_lm", "--arch", "prenorm_roberta", *passed_on])
+        case ["python", "-m", "xla.pretrain" | "xla.finetune" as module, *flags]:
+            fairseq_takes(launch._parse(module.removeprefix("xla."), flags)[1])
+        case ["python", "-m", "xla.pod", *flags]:
+            pod._parse(flags)
+        case [".venv/bin/python", script, *flags]:
+            done = subprocess.run([sys.executable, ROOT / script, *flags, "--help"], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            assert {word for word in flags if word.startswith("--")} <= set(re.findall(r"--[a-z-]+", done.stdout))
+        case ["make", target, *_]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+        case ["python", "-m", "t2t_problems.launch" | "t2t_problems.bleu", *_]:
+            pass  # tests/t2t_problems, where there is TensorFlow
+        case _:
+            assert words[0] in (".", "pip", ".venv/bin/pip"), words
+
+
+def fairseq_takes(flags: list[str]) -> None:
+    import_user_module(Namespace(user_dir="fairseq_plugins"))
+    options.parse_args_and_arch(options.get_training_parser(), flags)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
