@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, tasks
 from fairseq.data.iterators import BackgroundConsumer
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 
-from fairseq_plugins import budgeted_run
+from fairseq_plugins import budgeted_run, keys
 from fairseq_plugins.lazy_run import LazyRun
 from fairseq_plugins.loading import check_before_loading
 from fairseq_plugins.masking import make_masked_batches_whole
-from fairseq_plugins.run import fail
+from fairseq_plugins.run import fail, root_config, user_errors_end_the_run
 
 
 def allow_namespace_in_checkpoints() -> None:
@@ -257,6 +257,26 @@ def broadcast_without_classes() -> None:
     distributed_utils.broadcast_object = broadcast_object
 
 
+def refuse_unknown_keys() -> None:
+    """Refuse what a Hydra configuration has and nothing reads, before anything is built.
+
+    Mends `main` (fairseq_cli/train.py:87, 0.12.3.1): `fairseq-hydra-train` takes any key of the sections that are
+    fairseq's own and of a model that has arguments. `setup_task` is the first that `main` calls with its configuration
+    once this plugin is there.
+    """
+    upstream = tasks.setup_task
+
+    @functools.wraps(upstream)
+    def setup_task(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        root = root_config(cfg)
+        if root is not None:
+            with user_errors_end_the_run():
+                keys.refuse_unknown(root)
+        return upstream(cfg, *args, **kwargs)
+
+    tasks.setup_task = setup_task
+
+
 def _is_disk_full(error: BaseException) -> bool:
     """Whether `error`, or what it came from, says so: torch's own writer hides it in a RuntimeError."""
     seen: BaseException | None = error
@@ -273,6 +293,7 @@ allow_namespace_in_checkpoints()
 copy_whole_or_not_at_all()
 validate_no_more_than_asked()
 take_torchrun_on_a_cpu()
+refuse_unknown_keys()
 announce_validation()
 announce_loading()
 announce_saving()

@@ -99,3 +99,5 @@ def test_the_papers_setting():
 def test_wrong_keys_and_missing_data_are_said(data):
     assert "Missing mandatory value" in by_hydra("pretrain", "criterion.budget=1s", status=1)
     assert "batchsize" in by_hydra("pretrain", f"task.data={data}", "dataset.batchsize=3", status=1)
+    told = by_hydra("pretrain", f"task.data={data}/text/data-bin", "+optimization.max_updates=3", status=1)
+    assert "error: optimization.max_updates: nothing reads this key; did you mean optimization.max_update?" in told
