@@ -147,7 +147,7 @@ def test_waiting_for_data_is_charged(tmp_path, monkeypatch):
     quick = batches
 
     def wait(value):
-        time.sleep(4 * SLEEP)
+        time.sleep(10 * SLEEP)
         return value
 
     def slow_batches():
@@ -158,7 +158,9 @@ def test_waiting_for_data_is_charged(tmp_path, monkeypatch):
 
     monkeypatch.setitem(globals(), "batches", slow_batches)
     run(tmp_path, max_steps=10)
-    assert lines(tmp_path, "stop")[0]["train_seconds"] >= 9 * 4 * SLEEP
+    # Computing alone takes 10 * SLEEP, computing and waiting ten times that; while the session was not yet timed, or
+    # between two calls, the input pipeline may have prepared a batch or two in advance.
+    assert lines(tmp_path, "stop")[0]["train_seconds"] >= 5 * 10 * SLEEP
 
 
 def test_the_log_counts_tokens_and_flops(tmp_path):
