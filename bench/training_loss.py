@@ -3,7 +3,8 @@ bench/training_race.csv.
 
 Loss: as many updates by stock fairseq and by ours, from the same weights, on the same batches; once with dropout and
 matrix products in bf16 where ours takes them, once without dropout in fp32, where every loss should be stock's. What
-rounding alone makes of a run is told by a third: stock fairseq again, on one thread, which adds in another order.
+rounding alone makes of a run is told by a third: stock fairseq again, on one thread, which adds in another order. With
+rounding all but gone, both in float64, what is left is a difference of the computations.
 
 Race: stock fairseq, Hugging Face and ours train the same size on the same text for as many minutes, one after the other
 with the machine to itself; then they are validated.
@@ -65,10 +66,14 @@ def losses(data: Path, updates: int) -> list[dict]:
     stock = fairseq(data, STOCK, exact)["losses"]
     ours = fairseq(data, "ours, fp32", f"{exact} {as_stock}")["losses"]
     alone = fairseq(data, STOCK, exact, OMP_NUM_THREADS="1")["losses"]
+    exact += " --float64"
+    stock_64 = fairseq(data, STOCK, exact)["losses"]
+    ours_64 = fairseq(data, "ours, fp32", f"{exact} {as_stock}")["losses"]
     return [
         *rows,
         row("no dropout", "ours, fp32", stock, ours),
         row("no dropout", "stock fairseq, fp32, one thread", stock, alone),
+        row("no dropout, stock and ours in float64", "ours, float64", stock_64, ours_64),
     ]
 
 

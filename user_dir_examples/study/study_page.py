@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from verdicts import Comparison, Verdict
 
 TITLE = "Train Large, Then Compress: the paper’s experiments, measured again"
-VERDICTS = {True: "holds", False: "does not hold", None: "cannot be told at this scale"}
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def render(results: Path, verdicts: Sequence[Verdict], about: Mapping[str, str])
             results={"title": TITLE},
             palette=(),
             palettes=[(count, palette(count)) for count in counts],
-            claims=[(verdict, VERDICTS[verdict.holds], measured(verdict)) for verdict in verdicts],
+            claims=[(verdict, measured(verdict)) for verdict in verdicts],
             tally=tally(verdicts) if verdicts else "",
             where=where,
             parts=parts,
@@ -160,10 +160,15 @@ def _environment() -> jinja2.Environment:
 
 
 def tally(verdicts: Sequence[Verdict]) -> str:
-    """`9 claims hold, 2 do not hold, 3 cannot be told at this scale.`"""
-    held, failed, open_ = (sum(verdict.holds is each for verdict in verdicts) for each in (True, False, None))
-    hold = "claim holds" if held == 1 else "claims hold"
-    return f"{held} {hold}, {failed} {'does' if failed == 1 else 'do'} not hold, {open_} cannot be told at this scale."
+    """`9 claims hold, 2 do not hold, 3 cannot be told at this scale; 1 is not measured.`"""
+    counts = Counter(verdict.in_words for verdict in verdicts)
+    held, failed, missing = counts["holds"], counts["does not hold"], counts["not measured"]
+    said = [
+        "1 claim holds" if held == 1 else f"{held} claims hold",
+        f"{failed} {'does' if failed == 1 else 'do'} not hold",
+        f"{counts['cannot be told']} cannot be told at this scale",
+    ]
+    return ", ".join(said) + (f"; {missing} {'is' if missing == 1 else 'are'} not measured." if missing else ".")
 
 
 def where(verdict: Verdict) -> str:

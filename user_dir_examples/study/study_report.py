@@ -19,7 +19,6 @@ from verdicts import Verdict
 from train_large.errors import UserError
 from train_large.files import whole
 
-IN_WORDS = {True: "holds", False: "does not hold", None: "cannot be told"}
 COLUMNS = ("claim", "section", "figure", "test", "verdict", "comparison", "unit", "seeds", "mean", "low", "high")
 
 
@@ -61,7 +60,7 @@ def rows(judged: Sequence[Verdict]) -> list[list[str]]:
 
 
 def _rows(verdict: Verdict) -> list[list[str]]:
-    of_claim = [verdict.claim, verdict.section, verdict.figure, verdict.test, IN_WORDS[verdict.holds]]
+    of_claim = [verdict.claim, verdict.section, verdict.figure, verdict.test, verdict.in_words]
     if not verdict.comparisons:
         return [[*of_claim, *[""] * (len(COLUMNS) - len(of_claim))]]
     return [
@@ -74,8 +73,8 @@ def markdown(judged: Sequence[Verdict]) -> str:
     """The claims table for the documentation."""
     lines = ["| claim | paper | test | measured: mean and 95 % interval | verdict |", "|---|---|---|---|---|"]
     for verdict in judged:
-        measured = "<br>".join(f"{what}: {outcome}" for what, outcome in study_page.measured(verdict)) or "not measured"
-        cells = (verdict.claim, study_page.where(verdict), verdict.test, measured, f"**{IN_WORDS[verdict.holds]}**")
+        measured = "<br>".join(f"{what}: {outcome}" for what, outcome in study_page.measured(verdict)) or "–"
+        cells = (verdict.claim, study_page.where(verdict), verdict.test, measured, f"**{verdict.in_words}**")
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join([study_page.tally(judged), "", *lines]) + "\n"
 

@@ -68,9 +68,15 @@ class Verdict:
     holds: bool | None
     comparisons: tuple[Comparison, ...]
 
+    @property
+    def in_words(self) -> str:
+        if not self.comparisons:
+            return "not measured"
+        return {True: "holds", False: "does not hold", None: "cannot be told"}[self.holds]
+
 
 def judge(results: Path) -> list[Verdict]:
-    """Every claim, from the CSV files of a study; one whose experiment was not run cannot be told."""
+    """Every claim, from the CSV files of a study; one whose experiment was not run is without comparisons."""
     return [
         Verdict(claim, section, figure, test, _holds(comparisons), comparisons)
         for claim, section, figure, test, compare in CLAIMS
