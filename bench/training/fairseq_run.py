@@ -25,6 +25,14 @@ def in_float64() -> None:
     torch.float32 = torch.float = torch.float64
     torch.Tensor.float = torch.Tensor.double
     torch.FloatTensor = torch.DoubleTensor
+    kernel = torch._fused_adamw_
+
+    def fused_adamw(parameters, gradients, *args, grad_scale=None, **kwargs):
+        if grad_scale is not None:  # the kernel reads it as a float32
+            torch._foreach_div_(gradients, grad_scale)
+        return kernel(parameters, gradients, *args, grad_scale=None, **kwargs)
+
+    torch._fused_adamw_ = fused_adamw
 
 
 def main() -> None:
