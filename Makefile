@@ -166,6 +166,7 @@ bench: $(STAMP) $(PEERS_STAMP) $(T2T_STAMP) $(XLA_STAMP)  ## speed and size besi
 	PYTHONPATH=. $(PEERS)/bin/python bench/limit.py
 	$(BIN)/train-large prepare-text runs/downloads/wikitext-2/train.txt --documents wikitext \
 		--valid runs/downloads/wikitext-2/valid.txt --vocabulary-size 8192 --subsets "" --out runs/bench/text-8192
+	PYTHONPATH=. $(BIN)/python bench/training_profile.py runs/bench/text-8192/data-bin
 	PYTHONPATH=. $(BIN)/python bench/training_speed.py $(OUT)/text/data-bin runs/bench/text-8192/data-bin \
 		--peers $(PEERS)/bin/python
 	PYTHONPATH=. $(BIN)/python bench/training_loss.py runs/bench/text-8192/data-bin --peers $(PEERS)/bin/python
