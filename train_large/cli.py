@@ -230,6 +230,11 @@ def _method_flags(sub: argparse.ArgumentParser) -> None:
         "--target-error", type=float, metavar="E", help="instead of --bits: |w - w'| / |w|, in the fewest bytes"
     )
     sub.add_argument("--target-bytes", metavar="SIZE", help="instead of --bits: the packed file's size, such as 2MB")
+    sub.add_argument(
+        "--trellis",
+        action="store_true",
+        help="with a target: weights rounded together, some per cent smaller and slower",
+    )
 
 
 def _sizes(options: argparse.Namespace) -> None:
@@ -320,6 +325,7 @@ def _method(options: argparse.Namespace) -> Method:
         clip=options.range == "mse",
         target_error=options.target_error,
         target_bytes=parse_bytes(options.target_bytes) if options.target_bytes else None,
+        trellis=options.trellis,
     )
 
 

@@ -21,7 +21,8 @@ RECORD_VERSION = 1
 
 @dataclass(frozen=True)
 class Method:
-    """How to quantize: the paper's way at `bits` bits, or by rate and distortion to a target (rate.py).
+    """How to quantize: the paper's way at `bits` bits, or by rate and distortion to a target (rate.py), with weights
+    rounded one by one or, by a trellis, together.
 
     Raises UserError for what does not go together.
     """
@@ -31,6 +32,7 @@ class Method:
     clip: bool = False
     target_error: float | None = None
     target_bytes: int | None = None
+    trellis: bool = False
 
     def __post_init__(self) -> None:
         chosen = [self.bits is not None, self.target_error is not None, self.target_bytes is not None]
@@ -38,6 +40,8 @@ class Method:
             raise UserError("give one of --bits, --target-error and --target-bytes.")
         if self.bits is None and (self.granularity != "tensor" or self.clip):
             raise UserError("--granularity and --range belong to --bits: a target chooses its own steps.")
+        if self.bits is not None and self.trellis:
+            raise UserError("--trellis belongs to --target-error and --target-bytes: the paper's grid has none.")
         if self.bits is not None:
             check_bits(self.bits)
             block_size((1,), self.granularity)
@@ -48,12 +52,12 @@ class Method:
             return uniform(self.bits, self.granularity, self.clip)
         state: dict[str, Tensor] = checkpoint["model"]
         if self.target_error is not None:
-            return quantizer_for(state, target_error=self.target_error)
+            return quantizer_for(state, target_error=self.target_error, trellis=self.trellis)
 
         def size(quantizer: Quantizer) -> int:
             return write_packed(quantized(state, quantizer), self.described(checkpoint), files, None)
 
-        return quantizer_for(state, target_bytes=self.target_bytes, size=size)
+        return quantizer_for(state, target_bytes=self.target_bytes, size=size, trellis=self.trellis)
 
     def described(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         """`stock_form` without the weights, with a record of this conversion at the end of its list `compression`."""
@@ -69,6 +73,8 @@ class Method:
             record |= {"bytes": summary.bytes, "bytes_paper": summary.bytes_paper}
         else:
             record |= {"method": "rate", "target_error": self.target_error, "target_bytes": self.target_bytes}
+            if self.trellis:
+                record["trellis"] = True
         return {**result, "compression": [*result.get("compression", []), record]}
 
 

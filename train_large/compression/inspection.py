@@ -13,7 +13,7 @@ from torch import Tensor
 
 from train_large.compression.packed import Part, read_index, read_packed
 from train_large.compression.quantization import Quantized, dequantize
-from train_large.compression.storage import FULL_BITS, RANGE_BYTES
+from train_large.compression.storage import RANGE_BYTES
 from train_large.errors import UserError
 from train_large.files import whole
 
@@ -67,7 +67,7 @@ def inspect(path: Path, original: Mapping[str, Tensor] | None = None) -> Inspect
         tensor = packed.tensors[entry.name]
         if entry.part is None:
             continue
-        bits_here = index.parts[entry.part].bits or 8 * _item_size(tensor)
+        bits_here = tensor.coded_bits if isinstance(tensor, Quantized) else 8 * tensor.dtype.itemsize
         row = Inspected(
             name=entry.name,
             parameters=entry.count,
@@ -128,11 +128,12 @@ def write_csv(found: Inspection, path: Path) -> None:
 def entropy_bound(tensor: Quantized | Tensor) -> float:
     """The fewest bytes that a coder could take which codes every symbol of a tensor by itself, with its ranges.
 
-    The symbols are the codes and, where zeros are kept, one more for zero. For plain values they are their bytes, the
-    four of a float32 apart.
+    The symbols are the codes, without the bit that a trellis makes, and, where zeros are kept, one more for zero. For
+    plain values they are their bytes, the four of a float32 apart.
     """
     if isinstance(tensor, Quantized):
         codes = tensor.indices if tensor.mask is None else tensor.indices[tensor.mask]
+        codes = codes >> int(tensor.trellis)
         zeros = tensor.indices.numel() - codes.numel()
         counts = [*torch.bincount(codes.reshape(-1).int()).tolist(), zeros]
         return entropy(np.array(counts)) / 8 + RANGE_BYTES * tensor.step.numel()
@@ -161,10 +162,6 @@ def _nonzero(tensor: Quantized | Tensor) -> int:
     if isinstance(tensor, Quantized):
         return int(torch.count_nonzero(dequantize(tensor)))
     return int(torch.count_nonzero(tensor))
-
-
-def _item_size(tensor: Quantized | Tensor) -> int:
-    return FULL_BITS // 8 if isinstance(tensor, Quantized) else tensor.dtype.itemsize
 
 
 def _errors(name: str, tensor: Quantized | Tensor, original: Mapping[str, Tensor], path: Path) -> np.ndarray:

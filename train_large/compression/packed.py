@@ -13,8 +13,8 @@ The file has two byte tensors and a little metadata. docs/packed.md has all that
 A part is one tensor, or all small ones that are stored alike, as if they were one: the fewer the weights, the more
 weighs what is said about them. A quantized part is a block of ranges, then for every 2^22 weights: a block of one bit a
 weight if some are zeros that are kept (1: not zero), then the codes of the weights that are not, in a block of up to 8
-bits; codes wider than that have a block for their leading 8 bits and one for the others. An example, six weights at
-k = 3, one of them pruned:
+bits; codes wider than that have a block for their leading 8 bits and one for the others. Of codes that a trellis allows
+(trellis.py) the lowest bit is left out. An example, six weights at k = 3, one of them pruned:
 
     weights                 0.50  -0.25   0   0.15  -0.05  0.50     min -0.25, step 0.75 / 7 = 0x3ddb6db7 as float32
     codes                      7      0   -      4      2     7
@@ -55,12 +55,13 @@ from train_large.compression.coding import SYMBOLS_PER_BYTE, decode, encode, to_
 from train_large.compression.parallel import pool
 from train_large.compression.quantization import MAX_BITS, Quantized, dequantize, dequantized
 from train_large.compression.storage import block_size
+from train_large.compression.trellis import lowest_bits
 from train_large.errors import UserError
 from train_large.files import whole
 
 NAME = "train-large"
 FORMAT = "packed model"
-VERSION = 2
+VERSIONS = PLAIN, WITH_TRELLIS = 2, 3
 CHUNK = 1 << 22  # weights to a block
 SMALL = 1 << 12  # weights: tensors of no more are coded with others
 AHEAD = 8  # parts that are decoded before they are asked for
@@ -69,7 +70,13 @@ WANTED = "a file that `train-large pack` wrote"
 # The dtypes of what is stored as it is: buffers, and parameters at 32 bits.
 _PLAIN = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PLAIN.update({name: getattr(torch, name) for name in ("int64", "int32", "int16", "int8", "uint8", "bool")})
-_KIND = ("bits", "granularity", "dtype", "mask")  # of a part: with its tensors' shapes, all that says what blocks are
+_KIND = (
+    "bits",
+    "granularity",
+    "dtype",
+    "mask",
+    "trellis",
+)  # of a part: with its tensors' shapes, all that says what blocks are
 # What reading JSON of another shape than it should have may raise.
 _WRONG = (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError)
 _MAX_INDEX = 1 << 28  # bytes of JSON
@@ -117,7 +124,8 @@ class Entry:
 class Part:
     """What the index says of tensors that are coded as one.
 
-    bits: of quantized tensors; None where `dtype` says what the values are. blocks: the bytes of each block.
+    bits: of quantized tensors; None where `dtype` says what the values are. blocks: the bytes of each block. trellis:
+    whether the lowest bit of the codes is left out.
     """
 
     entries: tuple[Entry, ...]
@@ -126,6 +134,7 @@ class Part:
     dtype: str | None
     mask: bool
     blocks: tuple[int, ...]
+    trellis: bool = False
 
     @property
     def count(self) -> int:
@@ -141,7 +150,8 @@ class Part:
         """Bits of a symbol in each block that a chunk has behind its mask."""
         if self.bits is None:
             return [8] * _PLAIN[self.dtype].itemsize  # type: ignore[index]
-        return [self.bits] if self.bits <= 8 else [8, self.bits - 8]
+        bits = self.bits - self.trellis
+        return [bits] if bits <= 8 else [8, bits - 8]
 
     def __str__(self) -> str:
         first, *others = (entry.name for entry in self.entries)
@@ -191,7 +201,7 @@ def write_packed(
     if json.loads(text) != index:
         raise UserError("the checkpoint's configuration has keys that are not text: it cannot be packed.")
     frame = to_lzma(text, **_LZMA)
-    pieces = [_header(checkpoint, frame, sum(map(len, blocks))), frame, *blocks]
+    pieces = [_header(checkpoint, frame, sum(map(len, blocks)), _version(described)), frame, *blocks]
     if path is not None:
         with whole(path) as aside, aside.open("wb") as file:
             file.writelines(pieces)
@@ -216,14 +226,14 @@ class _Draft:
         self.tensors = []
 
 
-def _header(checkpoint: Mapping[str, Any], frame: bytes, weights: int) -> bytes:
+def _header(checkpoint: Mapping[str, Any], frame: bytes, weights: int, version: int) -> bytes:
     """The head of a safetensors file of two byte tensors: its length in eight bytes, then JSON.
 
     By hand, because the library wants all of the file in memory, and orders metadata by chance.
     """
     ends = (len(frame), len(frame) + weights)
     header = {
-        "__metadata__": _metadata(checkpoint, zlib.crc32(frame)),
+        "__metadata__": _metadata(checkpoint, zlib.crc32(frame), version),
         "index": {"dtype": "U8", "shape": [len(frame)], "data_offsets": [0, ends[0]]},
         "weights": {"dtype": "U8", "shape": [weights], "data_offsets": [ends[0], ends[1]]},
     }
@@ -312,9 +322,10 @@ def read_index(path: Path) -> tuple[Index, memoryview]:
 
 
 def _check_version(version: str | None) -> None:
-    if version != str(VERSION):
+    if version not in [str(readable) for readable in VERSIONS]:
+        readable = " and ".join(map(str, VERSIONS))
         raise UserError(
-            f"it is of format {version}, and this train-large reads {VERSION}: install the one that wrote it."
+            f"it is of format {version}, and this train-large reads {readable}: install the one that wrote it."
         )
 
 
@@ -330,10 +341,10 @@ def _index(value: Any, metadata: Mapping[str, str], weights: memoryview, path: P
         raise ValueError("its index has other parts than it should")
     if not isinstance(value["checkpoint"], dict):
         raise ValueError("its index has no configuration")
-    if metadata != _metadata(value["checkpoint"], int(metadata["crc32"], 16)):
-        raise ValueError("its metadata and its index differ")
     if not isinstance(value["parts"], list):
         raise ValueError("its index has no list of parts")
+    if metadata != _metadata(value["checkpoint"], int(metadata["crc32"], 16), _version(value["parts"])):
+        raise ValueError("its metadata and its index differ")
     entries: dict[str, Entry] = {}
     members: list[list[Entry]] = []
     for one in value["tensors"]:
@@ -392,7 +403,12 @@ def _part(one: Any, entries: tuple[Entry, ...]) -> tuple[Part, int]:
         raise UserError(f"{name}: the index is damaged.")
     if "bits" in one:
         bits, granularity = one["bits"], one.get("granularity", "tensor")
-        if one.keys() - known - {"bits", "granularity"} or type(bits) is not int or not 2 <= bits <= MAX_BITS:
+        trellis = one.get("trellis", False)
+        if (
+            one.keys() - known - {"bits", "granularity", "trellis"}
+            or type(bits) is not int
+            or not 2 <= bits <= MAX_BITS
+        ):
             raise UserError(f"{name} has {bits!r} bits, not 2 to {MAX_BITS}: the index is damaged.")
         if type(granularity) is not str:
             raise UserError(f"{name} has no granularity: the index is damaged.")
@@ -400,7 +416,9 @@ def _part(one: Any, entries: tuple[Entry, ...]) -> tuple[Part, int]:
             block_size((1,), granularity)
         except UserError:
             raise UserError(f"{name} has a granularity of {granularity!r}: the index is damaged.") from None
-        part = Part(entries, bits, granularity, None, mask, blocks)
+        if type(trellis) is not bool or (trellis and (bits < 3 or granularity != "tensor" or len(entries) > 1)):
+            raise UserError(f"{name} has a trellis where there can be none: the index is damaged.")
+        part = Part(entries, bits, granularity, None, mask, blocks, trellis)
     else:
         if one.keys() - known != {"dtype"} or one["dtype"] not in _PLAIN or (mask and one["dtype"] != "float32"):
             raise UserError(f"{name} has a dtype that this format does not have: the index is damaged.")
@@ -423,7 +441,8 @@ def _kind(name: str, tensor: Quantized | Tensor) -> dict[str, Any]:
     """How a tensor is stored: what tensors of one part have in common. What is usual is left out."""
     if isinstance(tensor, Quantized):
         grid = {} if tensor.granularity == "tensor" else {"granularity": tensor.granularity}
-        return {"bits": tensor.bits, **grid, **({} if tensor.mask is None else {"mask": True})}
+        mask = {} if tensor.mask is None else {"mask": True}
+        return {"bits": tensor.bits, **grid, **mask, **({"trellis": True} if tensor.trellis else {})}
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in _PLAIN:
         raise UserError(f"{name} is of {dtype}, which the packed file has no place for.")
@@ -447,12 +466,13 @@ def _minus_zero(tensor: Tensor) -> bool:
 
 def _encoded(tensors: Sequence[Any]) -> Iterator[Future[list[bytes]]]:
     """The blocks of a part, in the making; its tensors are of one kind."""
-    keep, bits = None, 0
+    keep, bits, trellis = None, 0, False
     if isinstance(tensors[0], Quantized):
         minima, steps = [tensor.minimum for tensor in tensors], [tensor.step for tensor in tensors]
         ranges = np.stack([_flat(minima), _flat(steps)])
         yield pool().submit(lambda: [encode(_byte_planes(ranges).reshape(-1), 8)])
         values, bits = _flat([tensor.indices for tensor in tensors]), tensors[0].bits
+        trellis = tensors[0].trellis
         if tensors[0].mask is not None:
             keep = _flat([tensor.mask for tensor in tensors])
     else:
@@ -462,7 +482,7 @@ def _encoded(tensors: Sequence[Any]) -> Iterator[Future[list[bytes]]]:
             keep = _flat([tensor != 0 for tensor in tensors])
     for start in range(0, len(values), CHUNK):
         part = slice(start, start + CHUNK)
-        yield pool().submit(_encode_chunk, values[part], None if keep is None else keep[part], bits)
+        yield pool().submit(_encode_chunk, values[part], None if keep is None else keep[part], bits, trellis)
 
 
 def _flat(tensors: Sequence[Tensor]) -> np.ndarray:
@@ -471,15 +491,19 @@ def _flat(tensors: Sequence[Tensor]) -> np.ndarray:
     return (torch.cat(rows) if len(rows) > 1 else rows[0]).numpy()
 
 
-def _encode_chunk(values: np.ndarray, keep: np.ndarray | None, bits: int) -> list[bytes]:
+def _encode_chunk(values: np.ndarray, keep: np.ndarray | None, bits: int, trellis: bool) -> list[bytes]:
     blocks = []
     if keep is not None:
         blocks.append(encode(keep.view(np.uint8), 1))
         values = values[keep]
     if not bits:  # bytes of plain values, the last byte of each first: the one that has its sign and exponent
         return blocks + [encode(np.ascontiguousarray(plane), 8) for plane in values.T[::-1]]
+    if trellis:
+        values, lowest, bits = values >> 1, values & 1, bits - 1
+        if not np.array_equal(lowest_bits(values), lowest):
+            raise ValueError("the indices are not such as the trellis allows")
     if bits <= 8:
-        return [*blocks, encode(values, bits)]
+        return [*blocks, encode(values.astype(np.uint8), bits)]
     low = bits - 8
     return [
         *blocks,
@@ -514,7 +538,9 @@ def _decoded(part: Part, blocks: memoryview) -> deque[Quantized | Tensor]:
         elif len(symbols) == 1:
             found = symbols[0]
         else:
-            found = symbols[0].astype(np.int16) << (part.bits - 8) | symbols[1]
+            found = symbols[0].astype(np.int16) << part.widths[1] | symbols[1]
+        if part.trellis:
+            found = np.left_shift(found, 1, dtype=values.dtype) | lowest_bits(found)
         here[slice(None) if keep is None else keep] = found
     flat = torch.from_numpy(values)
     if part.bits is None:
@@ -523,7 +549,7 @@ def _decoded(part: Part, blocks: memoryview) -> deque[Quantized | Tensor]:
     indices = _divided(flat, part.entries)
     masks = [None] * len(indices) if mask is None else _divided(torch.from_numpy(mask), part.entries)
     return deque(
-        Quantized(index, minimum.clone(), step.clone(), kept, part.granularity, part.bits)
+        Quantized(index, minimum.clone(), step.clone(), kept, part.granularity, part.bits, part.trellis)
         for index, minimum, step, kept in zip(indices, minima, steps, masks)
     )
 
@@ -545,11 +571,16 @@ def _from_byte_planes(planes: np.ndarray, dtype: str) -> np.ndarray:
     return np.ascontiguousarray(planes.reshape(4, -1).T).view(dtype).reshape(-1)
 
 
-def _metadata(checkpoint: Mapping[str, Any], index_crc32: int) -> dict[str, str]:
+def _version(parts: Iterable[Any]) -> int:
+    """The first format that has what these parts need."""
+    return WITH_TRELLIS if any(isinstance(part, dict) and part.get("trellis") for part in parts) else PLAIN
+
+
+def _metadata(checkpoint: Mapping[str, Any], index_crc32: int, version: int) -> dict[str, str]:
     model = (checkpoint.get("cfg") or {}).get("model") or {}
     layers, hidden = model.get("encoder_layers"), model.get("encoder_embed_dim")
     size = {"size": f"{layers}l_{hidden}h"} if layers and hidden else {}
-    return {NAME: FORMAT, "version": str(VERSION), **size, "crc32": _hex(index_crc32)}
+    return {NAME: FORMAT, "version": str(version), **size, "crc32": _hex(index_crc32)}
 
 
 def _hex(crc32: int) -> str:

@@ -46,6 +46,7 @@ class Quantized:
     indices: of the tensor's shape, 0 where the weight is zero; uint8, or int16 where `bits` is more than 8.
     minimum, step: float32 of shape (G,), one per range, in the order of the weights (see `block_size`).
     mask: bool, of the tensor's shape, False where the weight is exactly zero; None if none is.
+    trellis: whether the indices of the weights that are not zero are as a trellis allows (trellis.py).
     """
 
     indices: Tensor
@@ -54,6 +55,12 @@ class Quantized:
     mask: Tensor | None
     granularity: str
     bits: int
+    trellis: bool = False
+
+    @property
+    def coded_bits(self) -> int:
+        """Of an index as a packed file codes it: a trellis makes the lowest."""
+        return self.bits - self.trellis
 
 
 # What to make of the parameter of that name: at 32 bits a tensor, the weights as they are.

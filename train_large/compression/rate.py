@@ -15,6 +15,10 @@ edge by edge over the hulls of all tensors, until the target is met. What this c
 for all tensors, and 6.02 dB for each bit (Gish and Pierce, Asymptotically efficient quantizing, 1968); at low rate and
 for pruned tensors, whose weights leave a gap about zero, tensors differ.
 
+With a trellis (trellis.py) large matrices have half the step, as much information, and three quarters of the squared
+error. It is for those of at least TRELLIS_BITS bits a weight: at fewer it costs more than it wins that half of the
+indices cannot be zero.
+
 The error is that of the whole model, ||w - w'|| / ||w|| over all parameters, tied ones once. It does not see biases and
 norms, a thousandth of the weights, on which a model depends more than on as many entries of a matrix. So in choosing
 steps, not in the error reported, squared errors of vectors count VECTOR_WEIGHT-fold: their steps are about an eighth.
@@ -31,17 +35,21 @@ import torch
 from torch import Tensor
 
 from train_large.compression.inspection import entropy, entropy_bound
+from train_large.compression.packed import CHUNK, SMALL
 from train_large.compression.quantization import MAX_BITS, Quantized, Quantizer, dequantize
 from train_large.compression.storage import RANGE_BYTES, tied_to
+from train_large.compression.trellis import SUBSETS, nearest_indices
 from train_large.errors import UserError
 
 VECTOR_WEIGHT = 64
+TRELLIS_BITS = 2.0
 
 _CHUNK = 1 << 18  # weights at a time: bounds the temporaries
 _BINS = 1 << 17  # of a histogram, on each side of zero
 _FINEST = 16000  # steps from zero to the largest magnitude: indices from -16000 to 16000 have 15 bits
 _PER_OCTAVE = 32  # steps on the ladder between one and its double
 _LEAST_ERROR = 1e-3  # relative, of a matrix: finer steps are not looked at
+_TRELLIS_ERROR = 0.87  # over that of rounding
 _GUESSES = 6
 _CLOSE = 2e-4  # of the target: a search ends when no better choice can gain more
 
@@ -80,9 +88,7 @@ def quantize_to_step(w: Tensor, step: float) -> Quantized:
         codes[start : start + len(n)] = n
         inner += float(np.multiply(part, n, dtype=np.float64).sum())
         norm += float(np.square(n, dtype=np.float64).sum())
-    fitted = _shortened(inner / norm, digits) if norm else grid
-    # The error less ||w||^2 is step^2 <n, n> - 2 step <w, n>.
-    best = min((grid, fitted), key=lambda s: float(s) * (float(s) * norm - 2 * inner))
+    best = _fitted(inner, norm, grid, digits)
     lowest, highest = min(ends, default=0), max(ends, default=0)
     bits = max(2, (highest - lowest).bit_length())
     codes -= np.int16(lowest)
@@ -94,6 +100,56 @@ def quantize_to_step(w: Tensor, step: float) -> Quantized:
         granularity="tensor",
         bits=bits,
     )
+
+
+def quantize_by_trellis(w: Tensor, step: float) -> Quantized:
+    """`w` in the information of `quantize_to_step`, with a smaller error: indices on a grid of half the step, as a
+    trellis allows them. Zeros are kept by a mask.
+
+    Where that does not pay or cannot be, it is `quantize_to_step`: for vectors and small matrices, indices of little
+    information, and such as would have more than 15 bits. Raises UserError and ValueError as that does.
+    """
+    rounded = quantize_to_step(w, step)
+    if w.dim() < 2 or w.numel() <= SMALL or rounded.bits + 2 > MAX_BITS:
+        return rounded
+    flat = w.detach().reshape(-1)
+    mask = (flat != 0).numpy()
+    counts = np.bincount(rounded.indices.reshape(-1).numpy()[mask])
+    if entropy(counts) <= TRELLIS_BITS * counts.sum():
+        return rounded
+    digits = 23 - (rounded.bits + 2)  # twice as many indices; the nearest allowed one may lie outside their range
+    grid = _shortened(step / 2, digits)
+    codes = np.zeros(flat.numel(), dtype=np.int16)
+    ends = []
+    inner = norm = 0.0
+    for start, part in _chunks(flat, CHUNK):  # in a packed file the register begins anew in each
+        kept = mask[start : start + CHUNK]
+        n = nearest_indices(part[kept] / grid)
+        ends += [int(n.min(initial=0)), int(n.max(initial=0))]
+        codes[start : start + CHUNK][kept] = n
+        inner += float(np.multiply(part[kept], n, dtype=np.float64).sum())
+        norm += float(np.square(n, dtype=np.float64).sum())
+    best = _fitted(inner, norm, grid, digits)
+    lowest = min(ends) // SUBSETS * SUBSETS  # which leaves an index the lowest two bits that the trellis goes by
+    bits = (max(ends) - lowest).bit_length()
+    codes[mask] -= np.int16(lowest)
+    return Quantized(
+        indices=torch.from_numpy(codes if bits > 8 else codes.astype(np.uint8)).view(w.shape),
+        minimum=torch.from_numpy(np.array([lowest], dtype=np.float32) * best),
+        step=torch.from_numpy(np.array([best])),
+        mask=None if mask.all() else torch.from_numpy(mask).view(w.shape),
+        granularity="tensor",
+        bits=bits,
+        trellis=True,
+    )
+
+
+def _fitted(inner: float, norm: float, grid: np.float32, digits: int) -> np.float32:
+    """The step with the least squared error for the indices n of weights w, of so many digits; `grid` is what n was
+    rounded by, inner and norm are <w, n> and <n, n>."""
+    fitted = _shortened(inner / norm, digits) if norm else grid
+    # The error less ||w||^2 is step^2 <n, n> - 2 step <w, n>.
+    return min((grid, fitted), key=lambda s: float(s) * (float(s) * norm - 2 * inner))
 
 
 def relative_error(model_state: Mapping[str, Tensor], quantizer: Quantizer) -> float:
@@ -117,13 +173,14 @@ def steps_for(
     target_bytes: int | None = None,
     size: Size | None = None,
     plans: Plans | None = None,
+    trellis: bool = False,
 ) -> dict[str, float]:
     """A step for every parameter: the fewest bytes with a `relative_error` of at most `target_error`, or the smallest
     error with at most `target_bytes` bytes by `size`.
 
     `size` is the bytes of the model as a quantizer makes it, by default the sum of `entropy_bound`. It is called some
     five times. `plans` are those of the same weights, where several targets are wanted. No tensor's step is larger than
-    its largest weight, so that none becomes zero altogether.
+    its largest weight, so that none becomes zero altogether. With `trellis` they are those of `quantize_by_trellis`.
 
     Raises UserError unless exactly one target is given, for a target that no choice of steps meets (it says the
     smallest that one does), and for weights that are not finite.
@@ -143,17 +200,16 @@ def steps_for(
         return {name: chosen[first] for name, first in tied.items()}
 
     def quantizer(plan: int) -> Quantizer:
-        return _quantizer(steps(plan))
+        return _quantizer(steps(plan), trellis)
 
     def bound(plan: int) -> float:
-        chosen = plans.steps(plan)
-        return sum(entropy_bound(quantize_to_step(tensor, chosen[name])) for name, tensor in weights.items())
+        make = quantizer(plan)
+        return sum(entropy_bound(make(name, tensor)) for name, tensor in weights.items())
 
     if target_error is not None:
         last = len(plans.errors) - 1
-        found, reached = _largest(
-            plans.errors[::-1], lambda i: relative_error(model_state, quantizer(last - i)), target_error
-        )
+        estimates = plans.errors[::-1] * (_TRELLIS_ERROR if trellis else 1)
+        found, reached = _largest(estimates, lambda i: relative_error(model_state, quantizer(last - i)), target_error)
         if found is None:
             raise UserError(
                 f"--target-error {target_error:g}: the finest steps leave {1.01 * reached:.2g}: give at least that."
@@ -177,14 +233,18 @@ def quantizer_for(
     target_bytes: int | None = None,
     size: Size | None = None,
     plans: Plans | None = None,
+    trellis: bool = False,
 ) -> Quantizer:
     """The quantizer with the steps of `steps_for`."""
-    targets = {"target_error": target_error, "target_bytes": target_bytes}
-    return _quantizer(steps_for(model_state, **targets, size=size, plans=plans))  # type: ignore[arg-type]
+    steps = steps_for(
+        model_state, target_error=target_error, target_bytes=target_bytes, size=size, plans=plans, trellis=trellis
+    )
+    return _quantizer(steps, trellis)
 
 
-def _quantizer(steps: Mapping[str, float]) -> Quantizer:
-    return lambda name, w: quantize_to_step(w, steps[name])
+def _quantizer(steps: Mapping[str, float], trellis: bool) -> Quantizer:
+    quantize = quantize_by_trellis if trellis else quantize_to_step
+    return lambda name, w: quantize(w, steps[name])
 
 
 @dataclass(frozen=True)
@@ -329,10 +389,10 @@ def _square(tensor: Tensor) -> float:
     return sum(float(np.square(part, dtype=np.float64).sum()) for _, part in _chunks(tensor.detach().reshape(-1)))
 
 
-def _chunks(flat: Tensor) -> Iterator[tuple[int, np.ndarray]]:
+def _chunks(flat: Tensor, size: int = _CHUNK) -> Iterator[tuple[int, np.ndarray]]:
     """Where each chunk starts, and its weights as a new float32 array."""
-    for start in range(0, flat.numel(), _CHUNK):
-        yield start, flat[start : start + _CHUNK].cpu().to(torch.float32, copy=True).numpy()
+    for start in range(0, flat.numel(), size):
+        yield start, flat[start : start + size].cpu().to(torch.float32, copy=True).numpy()
 
 
 def _width(low: float, high: float, step: float) -> int:

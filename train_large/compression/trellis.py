@@ -31,9 +31,9 @@ from train_large.compression.parallel import on_all_cores
 STATES = 64
 FEEDBACK, FORWARD = 0o103 >> 1, 0o24 >> 1  # of the parity checks h0 and h1, without their lowest coefficients
 LENGTH = 1024  # weights to a chain: the register is back at 0 behind each, so that chains can be searched side by side
+SUBSETS = 4  # of the indices, alike in their lowest two bits
 
 _CHAINS = 256  # side by side: their costs stay in the processor's cache
-_SUBSETS = 4  # indices that are alike in their lowest two bits
 
 
 def nearest_indices(x: np.ndarray) -> np.ndarray:
@@ -100,12 +100,12 @@ _FROM, _SUBSET = _into()
 def _search(x: np.ndarray) -> np.ndarray:
     """The nearest indices to the chains x (T, C): int32, one chain after the other."""
     length, chains = x.shape
-    subsets = np.arange(_SUBSETS, dtype=np.float32)[:, None]
+    subsets = np.arange(SUBSETS, dtype=np.float32)[:, None]
     costs = np.full((STATES, chains), np.inf, dtype=np.float32)
     costs[0] = 0
     second = np.empty((length, STATES // 8, chains), dtype=np.uint8)  # whether the second way is the shorter, in bits
     for t in range(length):
-        place = (x[t] - subsets) * np.float32(1 / _SUBSETS)
+        place = (x[t] - subsets) * np.float32(1 / SUBSETS)
         errors = np.square(place - np.rint(place))
         one, other = (costs[_FROM[way]] + errors[_SUBSET[way]] for way in (0, 1))
         second[t] = np.packbits(other < one, axis=0)
@@ -115,6 +115,6 @@ def _search(x: np.ndarray) -> np.ndarray:
     for t in range(length - 1, -1, -1):
         way = second[t, state >> 3, each] >> (7 - (state & 7)) & 1
         subset = _SUBSET[way, state]
-        found[:, t] = subset + _SUBSETS * np.rint((x[t] - subset) * np.float32(1 / _SUBSETS)).astype(np.int32)
+        found[:, t] = subset + SUBSETS * np.rint((x[t] - subset) * np.float32(1 / SUBSETS)).astype(np.int32)
         state = _FROM[way, state]
     return found.reshape(-1)

@@ -201,6 +201,7 @@ def test_unpack_gives_what_quantize_gives(checkpoint, method):
         ({"bits": 4, "target_error": 0.1}, "one of"),
         ({"target_error": 0.1, "granularity": "row"}, "belong to --bits"),
         ({"target_bytes": 9, "clip": True}, "belong to --bits"),
+        ({"bits": 4, "trellis": True}, "--trellis belongs to --target-error"),
     ],
 )
 def test_methods_that_contradict_themselves(flags, match):

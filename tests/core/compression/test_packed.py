@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train_large.compression import packed as module
+from train_large.compression import rate
 from train_large.compression.coding import to_lzma, unlzma
 from train_large.compression.packed import CHUNK, SMALL, PackedModel, read_index, read_packed, write_packed
 from train_large.compression.quantization import Quantized, dequantize, quantize_tensor
-from train_large.compression.rate import quantize_to_step
+from train_large.compression.rate import quantize_by_trellis, quantize_to_step
 from train_large.errors import UserError
 
 CHECKPOINT = {"cfg": {"model": {"encoder_layers": 2, "encoder_embed_dim": 16}}, "best": 0.25, "none": None, "list": [1]}
@@ -61,6 +62,8 @@ def some_tensors() -> list[tuple[str, Quantized | torch.Tensor | str]]:
         ("large, too", quantize_tensor(torch.randn(70, 64), 5)),
         ("small as large", quantize_tensor(torch.randn(9), 5)),
         ("empty, too", torch.zeros(0, dtype=torch.int64)),
+        ("trellis", quantize_by_trellis(torch.randn(70, 64), 0.02)),
+        ("trellis, pruned", quantize_by_trellis(torch.randn(90, 64) * (torch.rand(90, 64) < 0.5), 0.5)),
     ]
 
 
@@ -77,7 +80,7 @@ def same(one: object, other: object) -> bool:
         assert one.indices.dtype == other.indices.dtype
         masks = (one.mask is None) == (other.mask is None) and (one.mask is None or torch.equal(one.mask, other.mask))
         ranges = same_bits(one.minimum, other.minimum.numpy()) and same_bits(one.step, other.step.numpy())
-        rest = (one.granularity, one.bits) == (other.granularity, other.bits)
+        rest = (one.granularity, one.bits, one.trellis) == (other.granularity, other.bits, other.trellis)
         return masks and ranges and rest and torch.equal(one.indices, other.indices)
     assert isinstance(one, torch.Tensor)
     assert isinstance(other, torch.Tensor)
@@ -110,7 +113,7 @@ def test_it_is_a_safetensors_file(good):
         assert set(file.keys()) == {"index", "weights"}
         metadata = file.metadata()
     assert metadata.pop("crc32")
-    assert metadata == {"train-large": "packed model", "version": "2", "size": "2l_16h"}
+    assert metadata == {"train-large": "packed model", "version": "3", "size": "2l_16h"}
 
 
 def test_small_tensors_of_one_kind_are_coded_together(good, tmp_path):
@@ -133,6 +136,7 @@ def test_small_tensors_of_one_kind_are_coded_together(good, tmp_path):
 
 def test_a_tensor_of_several_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 100)
+    monkeypatch.setattr(rate, "CHUNK", 100)
     write_packed(some_tensors(), CHECKPOINT, FILES, tmp_path / "file")
     blocks = {entry.name: len(part.blocks) for part in read_index(tmp_path / "file")[0].parts for entry in part.entries}
     assert blocks["pruned"] == 1 + 2 * 8  # 640 weights, and 112 of the next tensor
@@ -210,6 +214,10 @@ LIES = {  # of a tensor: what to say in which place; of its part: what to add
     "another dtype": ("plain", {"dtype": "float16"}),
     "an unknown dtype": ("plain", {"dtype": "complex64"}),
     "a field of its own": ("plain", {"colour": 3}),
+    "a trellis": ("dense", {"trellis": True}),
+    "a trellis of rows": ("rows", {"trellis": True}),
+    "a trellis of plain values": ("plain", {"trellis": True}),
+    "a trellis in words": ("trellis", {"trellis": "yes"}),
     "tied to nothing": ("tied", {SHAPE: "missing"}),
     "tied to itself": ("tied", {SHAPE: "tied"}),
     "a name that is none": ("dense", {NAME: 3}),
@@ -268,11 +276,34 @@ def test_the_good_file_written_again_is_read(good, tmp_path):
     assert list(read_packed(path).tensors) == list(read_packed(good).tensors)
 
 
+def test_the_version_is_the_first_that_has_what_a_file_needs(good, tmp_path):
+    def version(path):
+        with safetensors.safe_open(path, "numpy") as file:
+            return file.metadata()["version"]
+
+    plain = [(name, tensor) for name, tensor in some_tensors() if not getattr(tensor, "trellis", False)]
+    write_packed(plain, CHECKPOINT, FILES, tmp_path / "plain")
+    assert (version(tmp_path / "plain"), version(good)) == ("2", "3")
+
+    def older(index, header):
+        header["__metadata__"]["version"] = "2"
+
+    with pytest.raises(UserError, match="metadata and its index differ"):
+        read_packed(rewritten(good, tmp_path / "older", older))
+
+
+def test_indices_that_no_trellis_allows_are_not_written():
+    q = some_tensors()[-1][1]
+    q.indices[q.mask] ^= 1
+    with pytest.raises(ValueError, match="trellis"):
+        write_packed([("wrong", q)], {}, {}, None)
+
+
 def test_a_newer_format_and_other_files(good, tmp_path):
     def newer(index, header):
-        header["__metadata__"]["version"] = "3"
+        header["__metadata__"]["version"] = "4"
 
-    with pytest.raises(UserError, match=r"newer.*format 3.*install"):
+    with pytest.raises(UserError, match=r"newer.*format 4.*install"):
         read_packed(rewritten(good, tmp_path / "newer", newer))
     (tmp_path / "text").write_text("hello")
     (tmp_path / "empty").write_bytes(b"")
