@@ -164,6 +164,7 @@ bench: $(STAMP) $(PEERS_STAMP) $(T2T_STAMP) $(XLA_STAMP)  ## speed and size besi
 	PYTHONPATH=. $(PEERS)/bin/python bench/coding.py
 	PYTHONPATH=. $(PEERS)/bin/python bench/file_size.py --demo $(OUT)
 	PYTHONPATH=. $(PEERS)/bin/python bench/limit.py
+	PYTHONPATH=. $(PEERS)/bin/python bench/trellis.py
 	$(BIN)/train-large prepare-text runs/downloads/wikitext-2/train.txt --documents wikitext \
 		--valid runs/downloads/wikitext-2/valid.txt --vocabulary-size 8192 --subsets "" --out runs/bench/text-8192
 	PYTHONPATH=. $(BIN)/python bench/training_profile.py runs/bench/text-8192/data-bin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +49,12 @@ def test_the_example_of_the_docstring():
     index, stored, lowest = (list(map(int, row.split())) for row in rows)
     assert index == [2 * upper + bit for upper, bit in zip(stored, lowest, strict=True)]
     assert lowest == register(stored)[0]
+
+
+def test_the_register_is_that_of_the_formats_page():
+    page = (Path(__file__).parents[3] / "docs" / "packed.md").read_text(encoding="utf-8")
+    (numbers,) = re.findall(r"s = \(s >> 1\) \^ \((\d+) if s & 1 else 0\) \^ \((\d+) if u & 1 else 0\)", page)
+    assert tuple(map(int, numbers)) == (FEEDBACK, FORWARD)
 
 
 @given(
