@@ -3,8 +3,8 @@ bench/file_size.csv.
 
     PYTHONPATH=. .venv-peers/bin/python bench/trellis.py
 
-For the settings on MiniLM over which ours, rounded weight by weight, is nearest to the aim of 0.9 or above it: the bytes
-of `pack --target-error E --trellis` at the setting's error or less.
+For the settings on MiniLM over which ours, rounded weight by weight, is above the aim of 0.9: the bytes of `pack
+--target-error E --trellis` at the setting's error or less.
 """
 
 from __future__ import annotations
