@@ -54,3 +54,16 @@ def test_the_readme_says_what_to_expect(name):
         ends = [curve[-1] for curve in of_setting.values()]
         mean = statistics.fmean(point.perplexity for point in ends)
         assert f"{mean:.1f}" in text, (ends[0].run, f"{mean:.1f}")
+
+
+@pytest.mark.parametrize("name", sorted({"compression", "convergence"} & {*PUBLISHED}))
+def test_the_readme_says_which_accuracies_to_expect(name):
+    """In per cent, whole and at 4 bits, the means over the seeds, from each checkpoint."""
+    text = (ROOT / "user_dir_examples" / name / "README.md").read_text()
+    rows = measurements.read(RESULTS / name, measurements.Accuracy)
+    for checkpoint in {row.checkpoint for row in rows}:
+        for size, of_seeds in verdicts.accuracies(RESULTS, name, checkpoint=checkpoint).items():
+            (line,) = (line for line in text.splitlines() if line.startswith(f"| {size} |"))
+            for bits in (32, 4):
+                mean = statistics.fmean(of_seed[0.0, bits].accuracy for of_seed in of_seeds.values())
+                assert f"{100 * mean:.1f}" in line, (size, checkpoint, bits)
