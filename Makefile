@@ -173,6 +173,8 @@ bench: $(STAMP) $(PEERS_STAMP) $(T2T_STAMP) $(XLA_STAMP)  ## speed and size besi
 	PYTHONPATH=. $(BIN)/python bench/training_loss.py runs/bench/text-8192/data-bin --peers $(PEERS)/bin/python
 	PYTHONPATH=. $(BIN)/python bench/training_overhead.py runs/bench/text-8192/data-bin
 	PYTHONPATH=. $(BIN)/python bench/training_layer.py
+	$(BIN)/python user_dir_examples/study/study.py --experiment depth,width --set budget=100s out=runs/pilots
+	PYTHONPATH=.:user_dir_examples/study $(BIN)/python bench/planning.py runs/pilots
 	PYTHONPATH=. $(T2T)/bin/python bench/translation_step.py
 	PYTHONPATH=. $(XLA)/bin/python bench/projection.py
 	PYTHONPATH=.:user_dir_examples/pocket $(BIN)/python bench/rate.py --demo $(OUT) --model runs/downloads/minilm.safetensors
