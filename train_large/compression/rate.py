@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -92,14 +92,7 @@ def quantize_to_step(w: Tensor, step: float) -> Quantized:
     lowest, highest = min(ends, default=0), max(ends, default=0)
     bits = max(2, (highest - lowest).bit_length())
     codes -= np.int16(lowest)
-    return Quantized(
-        indices=torch.from_numpy(codes if bits > 8 else codes.astype(np.uint8)).view(w.shape),
-        minimum=torch.from_numpy(np.array([lowest], dtype=np.float32) * best),
-        step=torch.from_numpy(np.array([best])),
-        mask=None,
-        granularity="tensor",
-        bits=bits,
-    )
+    return _quantized(codes, lowest, best, w.shape, bits)
 
 
 def quantize_by_trellis(w: Tensor, step: float) -> Quantized:
@@ -133,14 +126,22 @@ def quantize_by_trellis(w: Tensor, step: float) -> Quantized:
     lowest = min(ends) // SUBSETS * SUBSETS  # which leaves an index the lowest two bits that the trellis goes by
     bits = (max(ends) - lowest).bit_length()
     codes[mask] -= np.int16(lowest)
-    return Quantized(
-        indices=torch.from_numpy(codes if bits > 8 else codes.astype(np.uint8)).view(w.shape),
-        minimum=torch.from_numpy(np.array([lowest], dtype=np.float32) * best),
-        step=torch.from_numpy(np.array([best])),
+    return replace(
+        _quantized(codes, lowest, best, w.shape, bits),
         mask=None if mask.all() else torch.from_numpy(mask).view(w.shape),
+        trellis=True,
+    )
+
+
+def _quantized(codes: np.ndarray, lowest: int, step: np.float32, shape: torch.Size, bits: int) -> Quantized:
+    """Indices from 0 on (int16) on one grid, whose first point is `lowest` steps."""
+    return Quantized(
+        indices=torch.from_numpy(codes if bits > 8 else codes.astype(np.uint8)).view(shape),
+        minimum=torch.from_numpy(np.array([lowest], dtype=np.float32) * step),
+        step=torch.from_numpy(np.array([step])),
+        mask=None,
         granularity="tensor",
         bits=bits,
-        trellis=True,
     )
 
 
