@@ -45,7 +45,7 @@ def test_every_run_of_the_committed_settings_is_there(name):
 
 
 @pytest.mark.parametrize(
-    "name", sorted({"depth", "width", "batch_size", "dataset_size", "layer_sharing"} & {*PUBLISHED})
+    "name", sorted({"depth", "width", "batch_size", "dataset_size", "layer_sharing", "translation"} & {*PUBLISHED})
 )
 def test_the_readme_says_what_to_expect(name):
     """Each setting's perplexity at the end, the mean over the seeds."""
@@ -67,3 +67,55 @@ def test_the_readme_says_which_accuracies_to_expect(name):
             for bits in (32, 4):
                 mean = statistics.fmean(of_seed[0.0, bits].accuracy for of_seed in of_seeds.values())
                 assert f"{100 * mean:.1f}" in line, (size, checkpoint, bits)
+
+
+def test_the_translation_page_says_which_scores_to_expect():
+    """The mean over the seeds of each size's BLEU, below the size."""
+    scores = measurements.read(RESULTS / "translation", measurements.Translated)
+    assert scores
+    said = table("translation")
+    for size in {row.size for row in scores}:
+        mean = statistics.fmean(row.bleu for row in scores if row.size == size)
+        assert said["BLEU"][size] == f"{mean:.1f}", size
+
+
+def test_the_finetuning_page_says_which_accuracies_to_expect():
+    """The mean over the seeds of what each size was finetuned from, and of its accuracy in per cent."""
+    rows = [row for row in measurements.read(RESULTS / "finetuning", measurements.Accuracy) if row.bits == 32]
+    assert rows
+    said = table("finetuning")
+    for size in {row.size for row in rows}:
+        of_size = [row for row in rows if row.size == size]
+        assert said["perplexity"][size] == f"{statistics.fmean(row.perplexity for row in of_size):.1f}", size
+        assert said["seconds"][size] == f"{statistics.fmean(row.seconds for row in of_size):.0f}", size
+        assert said["accuracy"][size] == f"{100 * statistics.fmean(row.accuracy for row in of_size):.1f}", size
+
+
+def test_the_page_of_the_grid_says_which_accuracies_to_expect():
+    """In per cent, of the best of each size, at the levels of its columns."""
+    rows = measurements.read(RESULTS / "sst2_grid", measurements.Accuracy)
+    levels = {
+        "whole": (0.0, 32),
+        "8 bits": (0.0, 8),
+        "6 bits": (0.0, 6),
+        "4 bits": (0.0, 4),
+        "30 % pruned": (0.3, 32),
+        "60 %": (0.6, 32),
+        "90 %": (0.9, 32),
+        "30 % and 6 bits": (0.3, 6),
+        "60 % and 4 bits": (0.6, 4),
+    }
+    said = table("sst2_grid")
+    for size in {row.size for row in rows}:
+        measured = {(row.sparsity, row.bits): row.accuracy for row in rows if row.size == size}
+        assert said[size] == {column: f"{100 * measured[level]:.1f}" for column, level in levels.items()}, size
+
+
+def table(name: str) -> dict[str, dict[str, str]]:
+    """The first table of an experiment's page: row, column, what stands there."""
+    lines = (ROOT / "user_dir_examples" / name / "README.md").read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[first:] if line.startswith("|")]
+    end = next((number for number, row in enumerate(cells) if row[0] in {"file", "model"}), len(cells))
+    head, _, *body = cells[:end]
+    return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in body}
