@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 
@@ -19,6 +20,15 @@ def device() -> Iterator[torch.device]:
         import torch_xla
 
         yield torch_xla.device()
+
+
+@pytest.fixture(autouse=True)
+def nothing_pending(device: torch.device) -> None:
+    """What tests before left undone would be computed with the first program here, and make it another one."""
+    import torch_xla
+
+    gc.collect()
+    torch_xla.sync(wait=True)
 
 
 def update(device: torch.device, rows: int, length: int = 3) -> list[dict[str, dict[str, torch.Tensor]]]:
