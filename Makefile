@@ -73,7 +73,7 @@ $(T2T_STAMP): constraints/t2t.txt setup.py
 	$(PYTHON) -m venv $(T2T)
 	$(T2T)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t.txt setuptools wheel
 	$(T2T)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t.txt \
-		--no-build-isolation --editable '.[t2t]' tensorflow-cpu pytest hypothesis
+		--no-build-isolation --editable '.[t2t]' tensorflow-cpu pytest pytest-xdist hypothesis
 	touch $@
 
 env-t2t-tf1: $(TF1_STAMP)  ## the same on TensorFlow 1.15, in .venv-t2t-tf1: PYTHON37=/path/to/python3.7
@@ -86,7 +86,7 @@ $(TF1_STAMP): constraints/t2t-tf1.txt setup.py
 	$(PYTHON37) -m venv $(TF1)
 	$(TF1)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t-tf1.txt setuptools wheel
 	$(TF1)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t-tf1.txt \
-		--no-build-isolation --editable '.[t2t]' tensorflow pytest hypothesis
+		--no-build-isolation --editable '.[t2t]' tensorflow pytest pytest-xdist hypothesis
 	touch $@
 
 env-xla: $(XLA_STAMP)  ## the environment for fairseq on torch-xla, in .venv-xla
@@ -134,10 +134,10 @@ test: $(STAMP) lint docs test-t2t test-xla $(if $(PYTHON37),test-t2t-tf1)  ## li
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-t2t: $(T2T_STAMP)  ## the tests of the Tensor2Tensor plugin
-	$(T2T)/bin/python -m pytest tests/t2t_problems
+	$(T2T)/bin/python -m pytest tests/t2t_problems --numprocesses 2 --dist loadfile
 
 test-t2t-tf1: $(TF1_STAMP)  ## the same on TensorFlow 1.15
-	$(TF1)/bin/python -m pytest tests/t2t_problems
+	$(TF1)/bin/python -m pytest tests/t2t_problems --numprocesses 2 --dist loadfile
 
 test-xla: $(XLA_STAMP)  ## the tests of fairseq on torch-xla, on its CPU device
 	$(XLA)/bin/python -m pytest tests/xla --numprocesses 2 --dist loadfile
