@@ -163,6 +163,13 @@ class FusedAdam(Adam):
         self.factor = 1.0  # the kernel has written the gradients back multiplied
         return loss
 
+    def hold(self, parameter: Tensor, where: Tensor) -> None:
+        """Let no step move `parameter` where `where` (bool, its shape): there the average of the squares is infinite,
+        and stays so, and what a step adds is lr * m / infinity, exactly 0. That costs no pass over the weights."""
+        [amsgrad] = [group["amsgrad"] for group in self.param_groups for own in group["params"] if own is parameter]
+        self._averages(parameter, amsgrad)
+        self.state[parameter]["exp_avg_sq"].masked_fill_(where, math.inf)
+
     def _averages(self, parameter: Tensor, amsgrad: bool) -> list[Tensor]:
         """The averages that `parameter` has in fairseq's state, made where there are none.
 
@@ -250,6 +257,17 @@ class FusedFairseqAdam(FairseqAdam):
         if max_norm > 0:
             self.multiply_grads((float(max_norm) / (norm + 1e-6)).clamp_(max=1))
         return norm
+
+    def hold_at_zero(self, parameter: Tensor, where: Tensor) -> bool:
+        """Set `parameter` to zero where `where` (bool, its shape) and keep it there through every step to come. That is
+        in the state, and so in the checkpoints. False, with nothing done, where the fused optimizer does not update
+        `parameter` itself."""
+        optimizer = self._fused()
+        if optimizer is None or not any(own is parameter for own in optimizer.parameters()):
+            return False
+        parameter.data.masked_fill_(where, 0)
+        optimizer.hold(parameter, where)
+        return True
 
     def _fused(self) -> FusedAdam | None:
         """None where fairseq's own is used, and where --zero-sharding has put its own around the fused one."""

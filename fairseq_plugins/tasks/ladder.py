@@ -378,10 +378,13 @@ class Ladder(FairseqTask):
         pruned = self._smallest(sparsity)
         weights = dict(_inner(self._model).named_parameters())
         masters = dict(_masters(self._optimizer))
+        hold_at_zero = getattr(self._optimizer, "hold_at_zero", None)  # --optimizer fused_adam
         self._masked = []
         for name, gone in pruned.items():
             weight = weights[name]
             gone = gone.to(weight.device)
+            if hold_at_zero is not None and hold_at_zero(weight, gone):
+                continue
             for tensor in (weight.data, *([masters[weight]] if weight in masters else [])):
                 tensor.masked_fill_(gone, 0)
                 kept = ~gone
@@ -393,7 +396,8 @@ class Ladder(FairseqTask):
 
     @torch.no_grad()
     def _keep_zero(self) -> None:
-        """Momentum moves pruned weights too: put them back, in the model and in the optimizer's own copy."""
+        """Momentum moves pruned weights too: put them back, in the model and in the optimizer's own copy. None are
+        left to put back where the optimizer holds them itself."""
         if self._masked:
             tensors, kept = zip(*self._masked, strict=True)
             torch._foreach_mul_(tensors, kept)

@@ -203,6 +203,53 @@ def test_a_norm_that_is_not_finite_is_told_and_stepping_anyway_does_what_adam_do
         torch.testing.assert_close(b, a, equal_nan=True)
 
 
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("updates_before", [0, 3])
+def test_what_is_held_at_zero_stays_there_and_the_rest_is_fairseqs(amsgrad, updates_before):
+    """Against fairseq's Adam with a mask after every step: with momentum and decay, and through a saved state."""
+    stock, ours = pair(weight_decay=0.1)
+    for group in (*stock.optimizer.param_groups, *ours.optimizer.param_groups):
+        group["amsgrad"] = amsgrad
+    for number in range(updates_before):
+        for optimizer in (stock, ours):
+            update(optimizer, number)
+    generator = torch.Generator().manual_seed(1)
+    gone = [torch.rand(shape, generator=generator) < 0.45 for shape in SHAPES]
+    assert all(ours.hold_at_zero(p, where) for p, where in zip(ours.params, gone, strict=True))
+    for number in range(10, 15):
+        update(ours, number)
+        with torch.no_grad():
+            for p, where in zip(stock.params, gone, strict=True):
+                p.masked_fill_(where, 0)
+        update(stock, number)
+        ours.load_state_dict(copy.deepcopy(ours.state_dict()))
+    for a, b, where in zip(stock.params, ours.params, gone, strict=True):
+        assert torch.equal(b[where], torch.zeros_like(b[where]))
+        torch.testing.assert_close(b[~where], a[~where], rtol=2e-6, atol=1e-7)
+
+
+def test_fairseqs_adam_keeps_at_zero_what_a_state_of_ours_holds():
+    stock, ours = pair(weight_decay=0.1)
+    update(ours, 0)
+    gone = [torch.ones(shape, dtype=torch.bool) for shape in SHAPES]
+    for p, q, where in zip(ours.params, stock.params, gone, strict=True):
+        ours.hold_at_zero(p, where)
+        q.data.zero_()
+    stock.load_state_dict(ours.state_dict())
+    for number in range(3):
+        update(stock, number)
+    assert all(torch.equal(p, torch.zeros_like(p)) for p in stock.params)
+
+
+def test_a_parameter_of_another_optimizer_is_not_held():
+    _, ours = pair()
+    other = nn.Parameter(torch.ones(3))
+    assert not ours.hold_at_zero(other, torch.ones(3, dtype=torch.bool))
+    assert torch.equal(other, torch.ones(3))
+    plain = FusedFairseqAdam(config(), parameters(dtype=torch.bfloat16))
+    assert not plain.hold_at_zero(next(iter(plain.params)), torch.ones(SHAPES[0], dtype=torch.bool))
+
+
 def test_groups_keep_their_own_rates():
     def groups() -> list[dict[str, Any]]:
         first = parameters()

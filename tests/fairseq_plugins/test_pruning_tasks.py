@@ -191,9 +191,9 @@ def climb(data: Path, finetuned: Path, folder: Path, *more: str) -> tuple[Path, 
 
 @pytest.fixture(scope="module")
 def structured(data: Path, finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Any, ...]]:
-    """The same ladder of whole heads and rows."""
+    """The same ladder of whole heads and rows, with the optimizer that holds them at zero itself."""
     folder = tmp_path_factory.mktemp("structured")
-    return climb(data, finetuned, folder, "--prune-structure heads+ffn --weight-decay 0.1")
+    return climb(data, finetuned, folder, "--prune-structure heads+ffn --weight-decay 0.1 --optimizer fused_adam")
 
 
 @pytest.mark.slow
@@ -242,11 +242,13 @@ def test_a_killed_ladder_goes_on_where_it_was(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adam", "fused_adam"])
 def test_what_is_zero_stays_zero_through_another_epoch(
-    data: Path, hard: tuple[Path, tuple[Any, ...]], tmp_path: Path
+    data: Path, hard: tuple[Path, tuple[Any, ...]], tmp_path: Path, optimizer: str
 ) -> None:
     start = hard[0] / "checkpoint_sparsity_30.pt"
     flags = (CLASSIFY, PRUNE, "--finetune-from-model", start, "--sparsity-levels 0.30 --recovery 2 --weight-decay 0.1")
+    flags += ("--optimizer", optimizer)
     train(data, tmp_path, *flags)
     assert [(record["sparsity"], record["updates"]) for record in log(tmp_path)] == [(0, 0), (0.3, UPDATES_PER_EPOCH)]
     before, after = (weights(load(path)) for path in (start, tmp_path / "checkpoint_sparsity_30.pt"))
