@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import random
 import shutil
 import signal
 import subprocess
@@ -14,87 +12,20 @@ import time
 from pathlib import Path
 
 import pytest
+from programs import ROOT, environment, launch, make_data, pairs, read, trainer
 
-from t2t_problems import bleu, counters, tensorflow_two
+from t2t_problems import bleu, counters
 from train_large import runlog
 from train_large.sizes import Size, tensor2tensor_parameters
 
-ROOT = Path(__file__).parents[2]
-NOUNS = {"cat": "chat", "dog": "chien", "bird": "oiseau", "train": "train", "book": "livre", "tree": "arbre"}
-VERBS = {"sees": "voit", "eats": "mange", "takes": "prend", "knows": "connaît", "loves": "aime"}
-ADJECTIVES = {"big": "grand", "red": "rouge", "green": "vert", "black": "noir", "quiet": "calme"}
 BUDGET = 15
 
 pytestmark = pytest.mark.slow
 
 
-def pairs(number: int) -> list[tuple[str, str]]:
-    """Sentences of a small language, translated word by word, adjectives after their nouns."""
-    draw = random.Random(1)
-
-    def noun_phrase() -> tuple[str, str]:
-        noun, adjective = draw.choice(list(NOUNS)), draw.choice(list(ADJECTIVES))
-        return f"the {adjective} {noun}", f"le {NOUNS[noun]} {ADJECTIVES[adjective]}"
-
-    made = set()
-    while len(made) < number:
-        (subject, sujet), (thing, chose) = noun_phrase(), noun_phrase()
-        verb = draw.choice(list(VERBS))
-        made.add((f"{subject} {verb} {thing} .", f"{sujet} {VERBS[verb]} {chose} ."))
-    return sorted(made)
-
-
-def environment() -> dict[str, str]:
-    quiet = {
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-    return {**os.environ, **quiet, "PYTHONPATH": str(ROOT)}
-
-
-def launch(*arguments: object, status: int = 0) -> str:
-    """What a program says, on both outputs."""
-    command = [sys.executable, "-m", *map(str, arguments)]
-    done = subprocess.run(
-        command, env=environment(), cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900
-    )
-    said = done.stdout.decode("utf-8", "replace")
-    assert done.returncode == status, said[-3000:]
-    return said
-
-
-def trainer(data: Path, out: Path, hparams: str, *flags: str) -> list[object]:
-    return [
-        "t2t_problems.launch",
-        "trainer",
-        "--problem=translate_enfr_pairs",
-        f"--data_dir={data}",
-        f"--output_dir={out}",
-        "--model=transformer_budgeted",
-        "--hparams_set=transformer_enfr_2l_128h",
-        "--hparams=batch_size=256,learning_rate_warmup_steps=100,learning_rate_constant=0.5," + hparams,
-        "--train_steps=100000",
-        "--eval_steps=2",
-        "--decode_hparams=beam_size=1",
-        *flags,
-    ]
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What datagen makes of the pairs."""
-    folder = tmp_path_factory.mktemp("enfr")
-    (folder / "pairs.tsv").write_text("".join(f"{en}\t{fr}\n" for en, fr in pairs(3000)), encoding="utf-8")
-    launch(
-        "t2t_problems.launch",
-        "datagen",
-        "--problem=translate_enfr_pairs",
-        f"--tmp_dir={folder}",
-        f"--data_dir={folder / 'data'}",
-    )
-    return folder / "data"
+    return make_data(tmp_path_factory.mktemp("enfr"))
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +46,6 @@ def trained(data: Path) -> Path:
     shutil.copy(str(out / runlog.NAME), str(data.parent / "killed.jsonl"))
     launch(*arguments)
     return out
-
-
-def read(out: Path, kind: str = "") -> list[dict]:
-    log = out / runlog.NAME
-    return [line for line in runlog.read(str(log)) if kind in ("", line["kind"])] if log.exists() else []
 
 
 def test_the_budget_survives_a_kill(trained: Path) -> None:
@@ -200,46 +126,6 @@ def test_decode_score_and_average(trained: Path, data: Path, tmp_path: Path) -> 
     assert counters.in_checkpoint(averaged)["updates"] == counters.in_checkpoint(last)["updates"]
 
 
-def test_the_plain_trainer_lists_all_sets() -> None:
-    plain = Path(sys.executable).with_name("t2t-trainer")
-    done = subprocess.run(
-        [str(plain), "--t2t_usr_dir=t2t_problems", "--registry_help"],
-        env=environment(),
-        cwd=str(ROOT),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    said = done.stdout.decode()
-    assert done.returncode == 0, said[-2000:]
-    sizes = [f"{layers}l_{hidden}h" for layers in (2, 6, 8) for hidden in (128, 256, 512, 1024, 2048)]
-    words = set(said.split())
-    assert {f"transformer_enfr_{size}{suffix}" for size in sizes for suffix in ("", "_tpu")} <= words
-    assert {"transformer_budgeted", "translate_enfr_wmt14", "translate_enfr_pairs"} <= words
-
-
-def test_the_plain_trainer_trains(data: Path, tmp_path: Path) -> None:
-    plain = Path(sys.executable).with_name("t2t-trainer")
-    arguments = trainer(data, tmp_path / "run", "budget_seconds=1000,bleu_sentences=0", "--schedule=train")[2:]
-    done = subprocess.run(
-        [str(plain), "--t2t_usr_dir=t2t_problems", *map(str, arguments), "--train_steps=4"],
-        env=environment(),
-        cwd=str(ROOT),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert done.returncode == 0, done.stdout.decode()[-3000:]
-    assert read(tmp_path / "run", "stop")[0]["updates"] == 4
-
-
-def test_a_tpu_set_trains_on_this_processor(data: Path, tmp_path: Path) -> None:
-    # TPUEstimator is in TensorFlow 1 only; without a TPU it runs the same graph here.
-    flags = [] if tensorflow_two.is_two() else ["--use_tpu_estimator"]
-    arguments = trainer(data, tmp_path / "run", "budget_seconds=1000,bleu_sentences=0", "--schedule=train", *flags)
-    arguments = [str(a).replace("_2l_128h", "_2l_128h_tpu") for a in arguments]
-    launch(*arguments, "--train_steps=3", "--iterations_per_loop=2")
-    assert read(tmp_path / "run", "stop")[0]["updates"] in (3, 4)
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -254,11 +140,3 @@ def test_what_cannot_be_is_told_in_a_sentence(trained: Path, data: Path, change:
     assert sentence in said
     assert "Traceback" not in said
     assert read(trained) == before
-
-
-def test_an_unknown_size_is_told(data: Path, tmp_path: Path) -> None:
-    arguments = trainer(data, tmp_path, "budget_seconds=5", "--schedule=train")
-    arguments = [str(argument).replace("2l_128h", "7l_100h") for argument in arguments]
-    said = launch(*arguments, status=2)
-    assert "transformer_enfr_7l_100h is none of the sizes" in said
-    assert "Traceback" not in said
