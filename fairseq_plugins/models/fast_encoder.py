@@ -128,7 +128,7 @@ class VocabularyLoss(torch.autograd.Function):
         w = weight.to(dtype)
         needed = any(ctx.needs_input_grad)
         dx = torch.empty_like(x) if needed else None
-        dweight = torch.zeros_like(weight) if needed else None
+        dweight = None  # until the first rows are added: the vocabulary is large
         dbias = torch.zeros_like(bias) if needed else None
         total = x.new_zeros(())
         for start in range(0, len(x), ROWS):
@@ -141,7 +141,10 @@ class VocabularyLoss(torch.autograd.Function):
                 dbias += dlogits.sum(0)
                 dlogits = dlogits.to(dtype)
                 dx[start : start + ROWS] = dlogits @ w
-                dweight += dlogits.t() @ rows
+                of_rows = (dlogits.t() @ rows).float()
+                dweight = of_rows if dweight is None else dweight.add_(of_rows)
+        if needed and dweight is None:
+            dweight = torch.zeros_like(weight)
         ctx.save_for_backward(dx, dweight, dbias)
         return total
 

@@ -10,6 +10,7 @@ Letters of shapes: T tokens, B sequences, L their length, A heads, D the width o
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,19 +124,19 @@ class Attention(torch.autograd.Function):
         wqkv = torch.cat([weight.to(dtype) for weight in (wq, wk, wv)])
         bqkv = torch.cat([bias.to(dtype) for bias in (bq, bk, bv)])
         if queries is None:
-            q, k, v = _by_heads(tokens.spread(F.linear(n, wqkv, bqkv)), 3, batch, heads)
+            q, k, v = _by_heads(tokens.spread(linear(n, wqkv, bqkv)), 3, batch, heads)
         else:
             own = len(wq)
-            [q] = _by_heads(F.linear(n[queries.rows], wqkv[:own], bqkv[:own]), 1, batch, heads)
-            k, v = _by_heads(tokens.spread(F.linear(n, wqkv[own:], bqkv[own:])), 2, batch, heads)
+            [q] = _by_heads(linear(n[queries.rows], wqkv[:own], bqkv[:own]), 1, batch, heads)
+            k, v = _by_heads(tokens.spread(linear(n, wqkv[own:], bqkv[own:])), 2, batch, heads)
         marked = _attention_weights(q, k, tokens, setting)
-        mixed = _by_tokens(torch.bmm(marked.clamp(min=0) if setting.attention_dropout else marked, v)[None], batch)
+        dropped = marked.clamp(min=0) if setting.attention_dropout else marked
+        mixed = torch.baddbmm(v.new_empty(1, 1, 1), dropped, v, beta=0, alpha=1 / (1 - setting.attention_dropout))
+        mixed = _by_tokens(mixed[None], batch)
         if queries is None:
             mixed = tokens.gather(mixed)
-        if setting.attention_dropout:
-            mixed.mul_(1 / (1 - setting.attention_dropout))
         wo = wo.to(dtype)
-        y, keep = _added(x if queries is None else x[queries.rows], F.linear(mixed, wo, bo.to(dtype)), setting.dropout)
+        y, keep = _added(x if queries is None else x[queries.rows], linear(mixed, wo, bo.to(dtype)), setting.dropout)
         ctx.tokens, ctx.queries, ctx.setting = tokens, queries, setting
         ctx.save_for_backward(x, n, mean, rstd, q, k, v, marked, mixed, keep, wqkv, wo, scale, shift)
         return y
@@ -145,9 +146,10 @@ class Attention(torch.autograd.Function):
         x, n, mean, rstd, q, k, v, marked, mixed, keep, wqkv, wo, scale, shift = ctx.saved_tensors
         tokens, queries, setting = ctx.tokens, ctx.queries, ctx.setting
         batch = tokens.batch
-        dbranch = _dropped(dy, setting.dropout, keep, setting.dtype)
-        dwo, dbo = dbranch.t() @ mixed, _sum(dbranch)
-        dmixed = dbranch @ wo
+        # What dropout divides by is left to the products: a pass less over every gradient.
+        dbranch, scale_out = _dropped(dy, keep, setting.dtype), 1 / (1 - setting.dropout)
+        dwo, dbo = product(dbranch.t(), mixed, scale_out), _sum(dbranch).mul_(scale_out)
+        dmixed = product(dbranch, wo, scale_out / (1 - setting.attention_dropout))
         if queries is None:
             [dmixed] = _by_heads(tokens.spread(dmixed), 1, batch, setting.heads)
             dqkv = q.new_empty(3, *q.shape)
@@ -184,9 +186,9 @@ class FeedForward(torch.autograd.Function):
         scale, shift = parameters[4:]
         n, mean, rstd = torch.native_layer_norm(y, y.shape[1:], scale, shift, setting.eps[1])
         n = n.to(setting.dtype)
-        inner = F.linear(n, w1, b1)
+        inner = linear(n, w1, b1)
         active = F.gelu(inner)
-        z, keep = _added(y, F.linear(active, w2, b2), setting.dropout)
+        z, keep = _added(y, linear(active, w2, b2), setting.dropout)
         ctx.setting = setting
         ctx.save_for_backward(y, n, mean, rstd, inner, active, keep, w1, w2, scale, shift)
         return z
@@ -194,15 +196,40 @@ class FeedForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         y, n, mean, rstd, inner, active, keep, w1, w2, scale, shift = ctx.saved_tensors
-        dbranch = _dropped(dz, ctx.setting.dropout, keep, ctx.setting.dtype)
-        dw2, db2 = dbranch.t() @ active, _sum(dbranch)
-        dinner = torch.ops.aten.gelu_backward(dbranch @ w2, inner)
+        dbranch, scale_out = _dropped(dz, keep, ctx.setting.dtype), 1 / (1 - ctx.setting.dropout)
+        dw2, db2 = product(dbranch.t(), active, scale_out), _sum(dbranch).mul_(scale_out)
+        dinner = torch.ops.aten.gelu_backward(product(dbranch, w2, scale_out), inner)
         dw1, db1 = dinner.t() @ n, _sum(dinner)
         dn = (dinner @ w1).float()
         dy, dscale, dshift = torch.ops.aten.native_layer_norm_backward(
             dn, y, y.shape[1:], mean, rstd, scale, shift, [True] * 3
         )
         return dy.add_(dz), None, dw1.float(), db1, dw2.float(), db2, dscale, dshift
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x @ weight.t() + bias. torch's own, in bf16, writes the bias to the result first and adds the product to it: two
+    passes that oneDNN does without."""
+    if x.dtype == torch.bfloat16 and _has_fused_bias():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+@functools.cache
+def _has_fused_bias() -> bool:
+    """Whether this torch has the operation that its compiler makes of linear maps (`_linear_pointwise`,
+    aten/src/ATen/native/mkldnn/Linear.cpp, torch 2.13.0), and it comes out right."""
+    try:
+        one = torch.ones(2, 2, dtype=torch.bfloat16)
+        found = torch.ops.mkldnn._linear_pointwise(one, one, one[0], "none", [], "")
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+    return torch.equal(found, torch.full((2, 2), 3, dtype=torch.bfloat16))
+
+
+def product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """a @ b times `scale`, in one operation."""
+    return torch.addmm(a.new_empty(1, 1), a, b, beta=0, alpha=scale)
 
 
 def _by_heads(x_Px: Tensor, parts: int, batch: int, heads: int) -> Tensor:
@@ -230,11 +257,10 @@ def _attention_weights(q: Tensor, k: Tensor, tokens: Tokens, setting: Setting) -
 def _attention_backward(
     dmixed: Tensor, qkv: tuple[Tensor, ...], marked: Tensor, setting: Setting, dqkv: tuple[Tensor, ...]
 ) -> None:
-    """Fills `dqkv`, the gradients of queries (B * A, Q, D), keys and values (B * A, L, D)."""
+    """Fills `dqkv`, the gradients of queries (B * A, Q, D), keys and values (B * A, L, D). `dmixed` is divided by the
+    share that dropout keeps."""
     (q, k, v), (dq, dk, dv) = qkv, dqkv
     rate, scale = setting.attention_dropout, q.size(-1) ** -0.5
-    if rate:
-        dmixed = dmixed * (1 / (1 - rate))
     torch.bmm((marked.clamp(min=0) if rate else marked).transpose(1, 2), dmixed, out=dv)
     dweights = torch.bmm(dmixed, v.transpose(1, 2))
     if rate:
@@ -255,9 +281,11 @@ def _added(x: Tensor, branch: Tensor, rate: float) -> tuple[Tensor, Tensor | Non
     return torch.add(x, keep_(branch, keep), alpha=1 / (1 - rate)), keep
 
 
-def _dropped(grad: Tensor, rate: float, keep: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The gradient of a branch that was added to the residual stream."""
-    return grad.to(dtype) if keep is None else keep_((grad * (1 / (1 - rate))).to(dtype), keep)
+def _dropped(grad: Tensor, keep: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The gradient of a branch that was added to the residual stream, not yet divided by the share that is kept."""
+    if keep is None:
+        return grad.to(dtype)
+    return keep_(grad.to(dtype) if dtype != grad.dtype else grad.clone(), keep)
 
 
 def _sum(x: Tensor) -> Tensor:
