@@ -13,7 +13,16 @@ from torch.utils.checkpoint import checkpoint
 
 from fairseq_plugins.models import sdpa_layer
 from fairseq_plugins.models.cheap_dropout import dropout
-from fairseq_plugins.models.fast_layer import NAMES, Setting, encoder_layer, parameters_of, queries_of, tokens_of
+from fairseq_plugins.models.fast_layer import (
+    NAMES,
+    SAME_ROWS,
+    Setting,
+    encoder_layer,
+    parameters_of,
+    queries_of,
+    rounded_up,
+    tokens_of,
+)
 
 PRECISIONS = ("auto", "bf16", "fp32")
 ROWS = 1024  # of the vocabulary's logits at a time: 200 MB for the largest vocabulary
@@ -113,15 +122,18 @@ def _setting(layer: Any, dtype: torch.dtype) -> Setting:
 
 def masked_lm_loss(head: Any, features_NxH: Tensor, targets_N: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum of the cross-entropies that `RobertaLMHead.forward` (fairseq/models/roberta/model.py:484, 0.12.3.1) would
-    give for N masked positions, without the logits of all of them in memory."""
-    x = F.linear(features_NxH.to(dtype), head.dense.weight.to(dtype), head.dense.bias.to(dtype)).float()
+    give for N masked positions, without the logits of all of them in memory. Rows of zeros that count nothing make N a
+    number that comes again."""
+    rows = rounded_up(len(features_NxH), SAME_ROWS)
+    features = F.pad(features_NxH, (0, 0, 0, rows - len(features_NxH))).to(dtype)
+    x = F.linear(features, head.dense.weight.to(dtype), head.dense.bias.to(dtype)).float()
     x = head.layer_norm(head.activation_fn(x))
     return VocabularyLoss.apply(x, head.weight, head.bias, targets_N, dtype)
 
 
 class VocabularyLoss(torch.autograd.Function):
-    """Summed cross-entropy of `x` (N, H) times the vocabulary (V, H). The gradients are made in the forward pass, from
-    the logits of `ROWS` positions at a time."""
+    """Summed cross-entropy of `x` (N, H) times the vocabulary (V, H); rows of `x` beyond the targets count nothing. The
+    gradients are made in the forward pass, from the logits of `ROWS` positions at a time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:  # type: ignore[override]
@@ -137,7 +149,8 @@ class VocabularyLoss(torch.autograd.Function):
             total -= log_probabilities.gather(1, wanted).sum()
             if needed:
                 dlogits = log_probabilities.exp_()
-                dlogits.scatter_add_(1, wanted, dlogits.new_full((), -1).expand(wanted.shape))
+                dlogits[: len(wanted)].scatter_add_(1, wanted, dlogits.new_full((), -1).expand(wanted.shape))
+                dlogits[len(wanted) :] = 0
                 dbias += dlogits.sum(0)
                 dlogits = dlogits.to(dtype)
                 dx[start : start + ROWS] = dlogits @ w

@@ -23,10 +23,14 @@ from fairseq_plugins.models.cheap_dropout import keep_, keep_mask, mark_, marked
 NAMES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2")
 NORMS = ("self_attn_layer_norm", "final_layer_norm")
 
+# oneDNN makes a program for every shape of a product that it meets, which takes longer than most products do: with AMX
+# 2 to 30 ms. So sizes that change from batch to batch are rounded up to multiples of these.
+SAME_ROWS, SAME_QUERIES = 64, 4
+
 
 @dataclass(frozen=True)
 class Tokens:
-    """Where the T tokens of a batch are: a row each, sequence after sequence, without padding.
+    """Where the T tokens of a batch are: a row each, sequence after sequence, with next to no padding.
 
     `places` (T,) says where each is among the B * L positions, None where there is no padding; `bias` (B, 1, 1, L) is
     minus infinity at keys that are padding.
@@ -52,11 +56,20 @@ def tokens_of(padding_BxL: Tensor | None, batch: int, length: int) -> Tokens:
     """`padding_BxL` is True at padding; None where there is none."""
     if padding_BxL is None:
         return Tokens(batch, length)
-    places = padding_BxL.logical_not().flatten().nonzero().flatten()
+    # Some padding is computed too, as tokens that no other looks at; not that of a sentence without any token.
+    empty_Bx1 = padding_BxL.all(1, keepdim=True)
+    number = rounded_up(padding_BxL.numel() - int(padding_BxL.sum()), SAME_ROWS)
+    number = min(number, length * (batch - int(empty_Bx1.sum())))
+    last_BxL = padding_BxL.to(torch.int8) + empty_Bx1
+    places = last_BxL.flatten().argsort(stable=True)[:number].sort().values
     bias = torch.zeros(batch, 1, 1, length, device=padding_BxL.device).masked_fill_(
         padding_BxL[:, None, None], -torch.inf
     )
     return Tokens(batch, length, places, bias)
+
+
+def rounded_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,8 @@ def queries_of(wanted_BxL: Tensor, tokens: Tokens) -> Queries:
     """`wanted_BxL` is True at the tokens that are."""
     numbers_B = wanted_BxL.sum(1)
     most = max(1, int(numbers_B.max()))
+    if most > 1:
+        most = min(rounded_up(most, SAME_QUERIES), tokens.length)
     places_BxQ = wanted_BxL.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
     places = (places_BxQ + torch.arange(tokens.batch, device=places_BxQ.device)[:, None] * tokens.length).flatten()
     wanted = torch.arange(most, device=numbers_B.device) < numbers_B[:, None]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fairseq_plugins.models import fast_layer, sdpa_layer
-from fairseq_plugins.models.fast_layer import Setting, queries_of, tokens_of
+from fairseq_plugins.models.fast_layer import SAME_QUERIES, SAME_ROWS, Setting, queries_of, tokens_of
 from fairseq_plugins.models.narrow_attention import NarrowAttention
 
 WIDTH = 4  # of a head
@@ -73,16 +73,37 @@ def test_outputs_and_gradients_are_fairseqs_with_padding_and_without(quick, head
     theirs_x = x_BxLxH.clone().requires_grad_()
     theirs = layer(theirs_x.transpose(0, 1), padding_BxL).transpose(0, 1)[wanted]
     d_theirs = gradients(theirs, weights_TxH, theirs_x, layer)
-    d_theirs[0] = d_theirs[0][real]
 
     tokens = tokens_of(padding_BxL if bool(padding_BxL.any()) else None, batch, length)
-    mine_x = x_BxLxH[real].clone().requires_grad_()
+    d_theirs[0] = tokens.gather(d_theirs[0].view(-1, hidden))
+    mine_x = tokens.gather(x_BxLxH.view(-1, hidden)).clone().requires_grad_()
     queries = None if share is None else queries_of(wanted, tokens)
     mine = quick.encoder_layer(mine_x, tokens, setting(layer), fast_layer.parameters_of(layer), queries)
-    if queries is not None:
-        mine = mine[queries.wanted]
+    mine = mine[tokens.gather(real.view(-1, 1)).flatten() if queries is None else queries.wanted]
     assert_near([mine], [theirs], 1e-5)
     assert_near(gradients(mine, weights_TxH, mine_x, layer), d_theirs, 2e-5)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any))
+def test_next_to_no_padding_is_computed_and_sizes_come_again(lengths):
+    padding_BxL = torch.arange(40) >= torch.tensor(lengths)[:, None]
+    tokens = tokens_of(padding_BxL, len(lengths), 40)
+    assert tokens.places is not None
+    rows = set(tokens.places.tolist())
+    assert len(rows) == len(tokens.places)
+    assert tokens.places.tolist() == sorted(rows)
+    real = set(padding_BxL.logical_not().flatten().nonzero().flatten().tolist())
+    assert real <= rows
+    room = 40 * sum(length > 0 for length in lengths)
+    assert len(rows) == min(room, len(real) + -len(real) % SAME_ROWS)
+    assert all(lengths[row // 40] for row in rows)  # a sentence of padding alone has nothing to look at
+
+    wanted_BxL = padding_BxL.logical_not() & (torch.rand(padding_BxL.shape) < 0.5)
+    queries = queries_of(wanted_BxL, tokens)
+    assert len(queries.rows) % len(lengths) == 0
+    most = len(queries.rows) // len(lengths)
+    assert most == 1 or most % SAME_QUERIES == 0 or most == 40
+    assert torch.equal(tokens.places[queries.rows[queries.wanted]], wanted_BxL.flatten().nonzero().flatten())
 
 
 def random_input(hidden: int) -> tuple[Tensor, Tensor, fast_layer.Tokens]:
