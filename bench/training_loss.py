@@ -11,11 +11,13 @@ Race: stock fairseq, Hugging Face and ours train the same size on the same text 
 with the machine to itself; then they are validated.
 
 python bench/training_loss.py DATA [--peers PYTHON] [--updates N] [--minutes M]
+    [--recipes dropout,exact,float64] [--rates 1e-3,2e-4]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import statistics
 import sys
@@ -60,25 +62,32 @@ def hugging_face(peers: str, data: Path, seconds: float) -> dict:
         return run(list(map(str, [*command, 1_000_000, seconds, RATE, WARM_UP])), out)
 
 
-def losses(data: Path, updates: int) -> list[dict]:
+def losses(data: Path, updates: int, recipes: list[str], rates: list[float]) -> list[dict]:
     until = f"--max-update {updates} --disable-validation"
-    usual, as_stock = f"{until} {USUAL}", "--no-embedding-norm"  # roberta_prenorm has none
-    stock = fairseq(data, STOCK, usual)["losses"]
-    rows = [row("dropout 0.1", RATE, "ours, bf16", stock, fairseq(data, "ours", f"{usual} {as_stock}")["losses"])]
-    for rate in (RATE, PAPER_RATE):
-        exact = f"{until} {EXACT} --batch-size {SMALL_BATCH} --lr {rate}"
-        stock = fairseq(data, STOCK, exact)["losses"]
-        ours = fairseq(data, "ours, fp32", f"{exact} {as_stock}")["losses"]
+    as_stock = "--no-embedding-norm"  # roberta_prenorm has none
+    rows = []
+    for recipe, rate in itertools.product(recipes, rates):
+        if recipe == "dropout":
+            flags = f"{until} {USUAL} --lr {rate}"
+            stock = fairseq(data, STOCK, flags)["losses"]
+            rows.append(row("dropout 0.1", rate, "ours, bf16", stock, fairseq(data, "ours", flags + " " + as_stock)))
+            continue
+        flags = f"{until} {EXACT} --batch-size {SMALL_BATCH} --lr {rate}"
+        if recipe == "float64":
+            flags += " --float64"
+        stock = fairseq(data, STOCK, flags)["losses"]
+        ours = fairseq(data, "ours, fp32", f"{flags} {as_stock}")
+        if recipe == "float64":
+            rows.append(row("no dropout, stock and ours in float64", rate, "ours, float64", stock, ours))
+            continue
         rows.append(row("no dropout", rate, "ours, fp32", stock, ours))
-        alone = fairseq(data, STOCK, exact, OMP_NUM_THREADS="1")["losses"]
+        alone = fairseq(data, STOCK, flags, OMP_NUM_THREADS="1")
         rows.append(row("no dropout", rate, "stock fairseq, fp32, one thread", stock, alone))
-    exact = f"{until} {EXACT} --batch-size {SMALL_BATCH} --float64"
-    stock = fairseq(data, STOCK, exact)["losses"]
-    ours = fairseq(data, "ours, fp32", f"{exact} {as_stock}")["losses"]
-    return [*rows, row("no dropout, stock and ours in float64", RATE, "ours, float64", stock, ours)]
+    return rows
 
 
-def row(recipe: str, rate: float, contender: str, stock: list[float], losses: list[float]) -> dict:
+def row(recipe: str, rate: float, contender: str, stock: list[float], notes: dict) -> dict:
+    losses = notes["losses"]
     differences = [abs(one - other) for one, other in zip(losses, stock, strict=True)]
     beyond = (number for number, difference in enumerate(differences, 1) if difference > EQUAL)
     means = [statistics.mean(each[-LAST:]) for each in (stock, losses)]
@@ -130,10 +139,13 @@ def main() -> None:
     parser.add_argument("--peers", help="a Python with transformers and accelerate (make env-peers)")
     parser.add_argument("--updates", type=int, default=300, help="0 leaves the comparison of losses out")
     parser.add_argument("--minutes", type=float, default=10, help="0 leaves the race out")
+    parser.add_argument("--recipes", default="dropout,exact,float64")
+    parser.add_argument("--rates", default=f"{RATE},{PAPER_RATE}")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()
     if args.updates:
-        table.write(losses(args.data, args.updates), args.out / "training_loss.csv")
+        recipes, rates = args.recipes.split(","), [float(rate) for rate in args.rates.split(",")]
+        table.write(losses(args.data, args.updates, recipes, rates), args.out / "training_loss.csv")
     if args.minutes:
         table.write(race(args.data, args.minutes, args.peers), args.out / "training_race.csv")
 
