@@ -21,9 +21,9 @@ from fairseq.utils import safe_getattr
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from fairseq_plugins.allocation import keep_freed_memory
 from fairseq_plugins.models import fast_encoder
 from fairseq_plugins.models.narrow_attention import reshape_layers
+from train_large.allocation import keep_freed_memory
 from train_large.compression.structures import parse_per_layer
 from train_large.data.dictionary import digest
 from train_large.errors import UserError

@@ -158,7 +158,7 @@ def test_the_same_weights_are_in_memory_once() -> None:
     assert built.word_head.words is built.tokens
     assert built.nbytes == sum({id(weight): weight.nbytes for weight in built.resident}.values())
     apart = load(build(share_layers="attention"), 4).network
-    assert apart.layers[0].query.weight is apart.layers[2].query.weight
+    assert apart.layers[0].inputs[0].weight is apart.layers[2].inputs[0].weight
     assert apart.layers[0].fc1.weight is not apart.layers[2].fc1.weight
 
 
@@ -250,7 +250,7 @@ def test_resident_weights_are_k_bits_and_3_per_cent(layers: int, hidden: int, bi
     tensors["encoder.lm_head.weight"] = tensors["encoder.sentence_encoder.embed_tokens.weight"]
     tensors["encoder.lm_head.bias"] = torch.zeros(50265)
     model = {"encoder_layers": layers, "encoder_embed_dim": hidden, "encoder_attention_heads": hidden // 64}
-    built = network.build(tensors, {**model, "encoder_normalize_before": True})
+    built = network.build(tensors, {**model, "encoder_normalize_before": True}, INT8)
     distinct = {id(t): t.indices.numel() if isinstance(t, Quantized) else t.numel() for t in tensors.values()}
     fp32 = 4 * sum(distinct.values())
     for precision in (INT8, BFLOAT16, FLOAT32):
@@ -282,7 +282,7 @@ def test_heads_and_activations() -> None:
     tensors = pack(model, 4)
     del tensors["encoder.sentence_encoder.layers.1.fc1.weight"]
     with pytest.raises(UserError, match=r"layers\.1\.fc1\.weight"):
-        network.build(tensors, checkpoint(model)["cfg"]["model"])
+        network.build(tensors, checkpoint(model)["cfg"]["model"], FLOAT32)
 
 
 @pytest.fixture(scope="module")

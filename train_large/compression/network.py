@@ -20,7 +20,7 @@ from train_large.compression import kernels
 from train_large.compression.kernels import FLOAT32, INT8, Linear
 from train_large.compression.parallel import on_all_cores
 from train_large.compression.quantization import Quantized, dequantize
-from train_large.compression.resident import BLOCK, Dense, Matrix, Plain, Table, linear_weight, table
+from train_large.compression.resident import BLOCK, Dense, Matrix, Plain, Table, below_each_other, linear_weight, table
 from train_large.errors import UserError
 
 ENCODER = "encoder.sentence_encoder"
@@ -55,12 +55,13 @@ class Norm:
 
 @dataclass(frozen=True)
 class Layer:
-    """`heads` heads of attention and a feed-forward network, each with its norm."""
+    """`heads` heads of attention and a feed-forward network, each with its norm.
+
+    inputs: to queries, keys and values, each by a map of its own or all three by one.
+    """
 
     heads: int
-    query: Linear
-    key: Linear
-    value: Linear
+    inputs: tuple[Linear, ...]
     out: Linear
     attention_norm: Norm
     fc1: Linear
@@ -69,7 +70,7 @@ class Layer:
 
     @property
     def maps(self) -> tuple[Linear, ...]:
-        return self.query, self.key, self.value, self.out, self.fc1, self.fc2
+        return (*self.inputs, self.out, self.fc1, self.fc2)
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,14 @@ class Network:
 
     def scratch_nbytes(self, precision: str) -> int:
         """Bytes of weights that are unpacked at the same time while the model computes, at most."""
-        linears = [[layer.query, layer.key, layer.value, layer.out] for layer in self.layers]
+        linears = [[*layer.inputs, layer.out] for layer in self.layers]
         linears += [[layer.fc1, layer.fc2] for layer in self.layers]
         return max(_scratch(stage, precision) for stage in linears)
 
 
-def build(tensors: Mapping[str, Stored], model: Mapping[str, Any]) -> Network:
+def build(tensors: Mapping[str, Stored], model: Mapping[str, Any], precision: str) -> Network:
     """The network of a RoBERTa: `tensors` by fairseq's names, names of the same weights sharing one object, and the
-    configuration of the model (`cfg.model` of the checkpoint).
+    configuration of the model (`cfg.model` of the checkpoint). `precision`: what its layers are mostly computed in.
 
     Raises UserError, which names the flag or the tensor, for a model that is not computed here.
     """
@@ -152,7 +153,7 @@ def build(tensors: Mapping[str, Stored], model: Mapping[str, Any]) -> Network:
         tokens=parts.table(f"{ENCODER}.embed_tokens.weight"),
         positions=positions,
         embedding_norm=parts.norm(f"{ENCODER}.layernorm_embedding"),
-        layers=tuple(_layer(parts, f"{ENCODER}.layers.{i}", hidden // heads) for i in range(count)),
+        layers=tuple(_layer(parts, f"{ENCODER}.layers.{i}", hidden // heads, precision) for i in range(count)),
         final_norm=parts.norm(f"{ENCODER}.layer_norm") if prenorm else None,
         prenorm=prenorm,
         heads={
@@ -161,7 +162,7 @@ def build(tensors: Mapping[str, Stored], model: Mapping[str, Any]) -> Network:
         },
         word_head=_word_head(parts),
         max_length=positions.shape[0] - _FIRST_POSITION,
-        resident=tuple(parts.found.values()),
+        resident=tuple(weight for weight in parts.found.values() if weight is not None),
     )
 
 
@@ -212,28 +213,26 @@ def _attend(
     cores: int,
 ) -> Tensor:
     """Attention with its residual connection on all tokens (T, hidden), or only for those at `places`."""
-    query, key, value, out = (kernels.load(m, precision) for m in (layer.query, layer.key, layer.value, layer.out))
+    inputs, out = [kernels.load(m, precision) for m in layer.inputs], kernels.load(layer.out, precision)
 
     def attend(chunk: tuple[int, int, int]) -> Tensor:
         first, last, start = chunk
         sizes = list(lengths[first:last])
         rows = x[start : start + sum(sizes)]
         h = layer.attention_norm(rows) if network.prenorm else rows
-        if places is None:
-            q, k, v = kernels.project(h, [query, key, value], precision)
-            wanted = sizes
-        else:
+        found = kernels.project(h, inputs, precision)
+        q, k, v = found if len(found) == 3 else found[0].chunk(3, 1)
+        wanted = sizes
+        if places is not None:
             offsets = [sum(sizes[:i]) for i in range(len(sizes))]
             chosen = torch.cat([place + offset for place, offset in zip(places[first:last], offsets)])
-            [q] = kernels.project(h[chosen], [query], precision)
-            k, v = kernels.project(h, [key, value], precision)
+            q, rows = q[chosen], rows[chosen]
             wanted = [len(place) for place in places[first:last]]
-            rows = rows[chosen]
         mixed = [_mix(*one, layer.heads) for one in zip(q.split(wanted), k.split(sizes), v.split(sizes))]
         [update] = kernels.project(torch.cat(mixed), [out], precision)
         return update.add_(rows)
 
-    together = _together(len(x), (query, key, value, out), cores)
+    together = _together(len(x), (*inputs, out), cores)
     x = torch.cat(_on_cores(attend, list(_chunks(lengths, together)), cores))
     return x if network.prenorm else layer.attention_norm(x)
 
@@ -303,21 +302,33 @@ def _chunks(lengths: Sequence[int], together: int) -> Iterator[tuple[int, int, i
 
 
 class _Parts:
-    """Tensors by name to what stays in memory. The same object becomes the same weights once; `found` has them all."""
+    """Tensors by name to what stays in memory. The same objects become the same weights once; `found` has them all."""
 
     def __init__(self, tensors: Mapping[str, Stored]) -> None:
         self.tensors = tensors
-        self.found: dict[tuple[int, str], Any] = {}
+        self.found: dict[tuple[Any, ...], Any] = {}
 
-    def linear(self, name: str) -> Linear:
-        weight = self._matrix(f"{name}.weight", "linear", linear_weight)
-        bias = self.vector(f"{name}.bias")
-        if bias.shape != weight.shape[:1]:
-            raise UserError(f"{name}.bias of {tuple(bias.shape)} does not fit {name}.weight of {weight.shape}.")
-        return Linear(weight, bias)
+    def linear(self, name: str, precision: str = FLOAT32) -> Linear:
+        """That map, for products in `precision`."""
+        self._check_bias(name)
+        weight = self._once(f"for {precision}", lambda q: _for_products(linear_weight(q), precision), f"{name}.weight")
+        return Linear(weight, self.vector(f"{name}.bias"))
+
+    def linears(self, names: Sequence[str], precision: str) -> tuple[Linear, ...]:
+        """These maps, all of the same input, as one where their codes can stand in one matrix; else each of them."""
+        for name in names:
+            self._check_bias(name)
+        weight = self._once(
+            f"for {precision}", lambda *parts: _joined(parts, precision), *(f"{name}.weight" for name in names)
+        )
+        if weight is None:
+            return tuple(self.linear(name, precision) for name in names)
+        bias = self._once("vector", lambda *parts: torch.cat(list(map(_vector, parts))), *(f"{n}.bias" for n in names))
+        return (Linear(weight, bias),)
 
     def table(self, name: str) -> Any:
-        return self._matrix(f"{name}", "table", table)
+        self.shape(name)
+        return self._once("table", table, name)
 
     def norm(self, name: str) -> Norm | None:
         if f"{name}.weight" not in self.tensors:
@@ -325,23 +336,25 @@ class _Parts:
         return Norm(self.vector(f"{name}.weight"), self.vector(f"{name}.bias"))
 
     def vector(self, name: str) -> Tensor:
-        def make(stored: Stored) -> Tensor:
-            return dequantize(stored) if isinstance(stored, Quantized) else stored.detach().float().clone()
+        return self._once("vector", _vector, name)
 
-        return self._once(name, "vector", make)
-
-    def _matrix(self, name: str, kind: str, make: Any) -> Any:
-        stored = self._stored(name)
-        shape = stored.indices.shape if isinstance(stored, Quantized) else stored.shape
+    def shape(self, name: str) -> tuple[int, int]:
+        """Raises UserError unless the tensor is a matrix."""
+        shape = tuple(_shape(self._stored(name)))
         if len(shape) != 2 or 0 in shape:
-            raise UserError(f"{name} of shape {tuple(shape)} is not a matrix.")
-        return self._once(name, kind, make)
+            raise UserError(f"{name} of shape {shape} is not a matrix.")
+        return shape
 
-    def _once(self, name: str, kind: str, make: Any) -> Any:
-        stored = self._stored(name)
-        key = id(stored), kind
+    def _check_bias(self, name: str) -> None:
+        weight, bias = self.shape(f"{name}.weight"), tuple(_shape(self._stored(f"{name}.bias")))
+        if bias != weight[:1]:
+            raise UserError(f"{name}.bias of {bias} does not fit {name}.weight of {weight}.")
+
+    def _once(self, kind: str, make: Callable[..., Any], *names: str) -> Any:
+        stored = [self._stored(name) for name in names]
+        key = (kind, *map(id, stored))
         if key not in self.found:
-            self.found[key] = make(stored)
+            self.found[key] = make(*stored)
         return self.found[key]
 
     def _stored(self, name: str) -> Stored:
@@ -350,16 +363,36 @@ class _Parts:
         return self.tensors[name]
 
 
-def _layer(parts: _Parts, name: str, width: int) -> Layer:
-    query, key, value, out = (parts.linear(f"{name}.self_attn.{part}_proj") for part in ("q", "k", "v", "out"))
-    inner, hidden = query.weight.shape
-    if inner % width or {key.weight.shape, value.weight.shape} != {(inner, hidden)} or out.weight.shape[1] != inner:
+def _vector(stored: Stored) -> Tensor:
+    return dequantize(stored) if isinstance(stored, Quantized) else stored.detach().float().clone()
+
+
+def _shape(stored: Stored) -> Sequence[int]:
+    return stored.indices.shape if isinstance(stored, Quantized) else stored.shape
+
+
+def _for_products(weight: Matrix, precision: str) -> Matrix:
+    return kernels.in_tiles(weight) if precision == INT8 else weight
+
+
+def _joined(parts: Sequence[Stored], precision: str) -> Matrix | None:
+    """The matrices (N, K) as one, where it can be multiplied by its codes."""
+    joined = below_each_other(parts)
+    weight = None if joined is None else linear_weight(joined)
+    return _for_products(weight, precision) if isinstance(weight, Dense) else None
+
+
+def _layer(parts: _Parts, name: str, width: int, precision: str) -> Layer:
+    names = [f"{name}.self_attn.{part}_proj" for part in ("q", "k", "v", "out")]
+    (inner, hidden), *shapes = (parts.shape(f"{name}.weight") for name in names)
+    if inner % width or set(shapes[:2]) != {(inner, hidden)} or shapes[2][1] != inner:
         raise UserError(f"{name}.self_attn: its projections are not of whole heads of {width}, as the flags say.")
     norms = [parts.norm(f"{name}.{norm}") for norm in ("self_attn_layer_norm", "final_layer_norm")]
     if None in norms:
         raise UserError(f"{name} lacks a norm.")
-    fc1, fc2 = parts.linear(f"{name}.fc1"), parts.linear(f"{name}.fc2")
-    return Layer(inner // width, query, key, value, out, norms[0], fc1, fc2, norms[1])  # type: ignore[arg-type]
+    inputs = parts.linears(names[:3], precision)
+    out, fc1, fc2 = (parts.linear(one, precision) for one in (names[3], f"{name}.fc1", f"{name}.fc2"))
+    return Layer(inner // width, inputs, out, norms[0], fc1, fc2, norms[1])  # type: ignore[arg-type]
 
 
 def _word_head(parts: _Parts) -> WordHead | None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from train_large.allocation import keep_freed_memory
 from train_large.compression import network, vocabulary
 from train_large.compression.kernels import FLOAT32, PRECISIONS, supported
 from train_large.compression.network import Network, Stored
@@ -77,7 +78,7 @@ class Model:
         """
         precision = choose_precision(activations)
         cfg = checkpoint.get("cfg") or {}
-        built = network.build(tensors, cfg.get("model") or {})
+        built = network.build(tensors, cfg.get("model") or {}, precision)
         model = cls(built, files, cfg.get("task") or {}, precision, _choose_head(built, head), 0.0)
         return model if model.head is None or precision == FLOAT32 else _with_doubt(model)
 
@@ -179,13 +180,18 @@ class Model:
 
 
 def load_model(path: Path, activations: str = AUTO, head: str | None = None) -> Model:
-    """The model in the packed file at `path`. Raises UserError as `read_packed` and `Model.from_tensors` do."""
+    """The model in the packed file at `path`, and malloc set for predicting with it (`keep_freed_memory`).
+
+    Raises UserError as `read_packed` and `Model.from_tensors` do.
+    """
     choose_precision(activations)  # refuse a bad one before reading a large file
     packed = read_packed(path)
     try:
-        return Model.from_tensors(packed.tensors, packed.checkpoint, packed.files, activations, head)
+        model = Model.from_tensors(packed.tensors, packed.checkpoint, packed.files, activations, head)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    keep_freed_memory()  # not before: what reading took is given back
+    return model
 
 
 def predict_lines(

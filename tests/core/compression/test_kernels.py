@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from train_large.compression.kernels import BFLOAT16, FLOAT32, INT8, Linear, load, project, supported
+from train_large.compression.kernels import BFLOAT16, FLOAT32, INT8, Linear, in_tiles, load, project, supported
 from train_large.compression.quantization import dequantize, quantize_tensor
-from train_large.compression.resident import linear_weight
+from train_large.compression.resident import Dense, linear_weight
 
 vnni = pytest.mark.skipif(not supported(INT8), reason="the CPU has no int8 products")
 LOWEST = -0.17
@@ -48,7 +50,7 @@ def by_formula(x: np.ndarray, w: np.ndarray, bias: np.ndarray, lowest: float | N
 def test_int8_is_exact_in_the_weights(lowest: float | None, count: int) -> None:
     one, w = linear(BITS, "tensor")
     x = rows(count, lowest)
-    [y] = project(x, [load(one, INT8)], INT8, lowest)
+    [y] = project(x.clone(), [load(one, INT8)], INT8, lowest)
     expected = by_formula(x.double().numpy(), w.double().numpy(), one.bias.double().numpy(), lowest)
     # A value on the edge between two steps may be rounded to either.
     close = np.abs(y.numpy() - expected) < 1e-4
@@ -65,7 +67,7 @@ def test_products(bits: int, granularity: str, sparsity: float, precision: str, 
         pytest.skip("not on this CPU")
     one, w = linear(bits, granularity, sparsity)
     x = rows(37, lowest)
-    [y, again] = project(x, [load(one, precision)] * 2, precision, lowest)
+    [y, again] = project(x.clone(), [load(one, precision)] * 2, precision, lowest)
     expected = F.linear(x, w, one.bias)
     tolerance = {INT8: 0.02, BFLOAT16: 0.02, FLOAT32: 1e-6}[precision]
     assert (y - expected).norm() <= tolerance * expected.norm()
@@ -81,6 +83,31 @@ def test_int8_rows_do_not_see_each_other() -> None:
         [alone] = project(part, [load(one, INT8)], INT8)
         start = 0 if len(part) == 1 else 3
         assert torch.equal(alone, together[start : start + len(part)])
+
+
+@vnni
+@pytest.mark.parametrize("granularity", ["tensor", "row"])
+@pytest.mark.parametrize("lowest", [None, LOWEST])
+def test_codes_in_tiles(granularity: str, lowest: float | None) -> None:
+    plain, w = linear(8, granularity)
+    tiled = replace(plain, weight=in_tiles(plain.weight))
+    assert isinstance(plain.weight, Dense)
+    assert isinstance(tiled.weight, Dense)
+    assert load(tiled, INT8).codes is tiled.weight.tiles  # this CPU has them, and they are used
+    assert torch.equal(tiled.weight.codes(), plain.weight.codes())
+    assert plain.weight.nbytes <= tiled.weight.nbytes <= plain.weight.nbytes + 4 * 96
+    x = rows(37, lowest)
+    [y] = project(x.clone(), [load(tiled, INT8)], INT8, lowest)
+    [expected] = project(x.clone(), [load(plain, INT8)], INT8, lowest)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    for part in (slice(0, 1), slice(3, 20)):
+        assert torch.equal(project(x[part].clone(), [load(tiled, INT8)], INT8, lowest)[0], y[part])
+    assert torch.equal(*(project(x, [load(one, FLOAT32)], FLOAT32)[0] for one in (plain, tiled)))
+
+
+def test_tiles_are_of_eight_bits() -> None:
+    for one in (linear(6, "row")[0], linear(8, "group:16")[0], linear(8, "tensor", 0.5)[0]):
+        assert in_tiles(one.weight) is one.weight
 
 
 @vnni

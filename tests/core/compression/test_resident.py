@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from train_large.compression.quantization import Quantized, dequantize, quantize_tensor
-from train_large.compression.resident import Dense, Matrix, Plain, Table, linear_weight, table
+from train_large.compression.resident import Dense, Matrix, Plain, Table, below_each_other, linear_weight, table
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 GRANULARITIES = ("tensor", "row", "group:16", "group:7", "group:100000")
@@ -72,7 +72,29 @@ def test_int8_codes_are_the_weights_on_a_grid_of_their_own(bits: int, granularit
     assert (codes.dtype, codes.shape) == (torch.int8, (80, 48))
     w = dense.centre.double() + dense.code_step.double() * codes.double()
     torch.testing.assert_close(w.t(), dequantize(q).double(), rtol=0, atol=1e-7)
-    assert torch.equal(dense.sums, codes.long().sum(0).float())
+    torch.testing.assert_close(dense.sums, codes.long().sum(0) * dense.code_step)
+
+
+@given(st.sampled_from(BITS), st.lists(st.sampled_from([("tensor", 0), ("row", 0), ("tensor", 0.003)]), min_size=1))
+def test_matrices_below_each_other(bits: int, kinds: list[tuple[str, float]]) -> None:
+    parts = [
+        quantize_tensor(weights((9 + i, 80), sparsity, i) * (i + 1), bits, kind)
+        for i, (kind, sparsity) in enumerate(kinds)
+    ]
+    joined = below_each_other(parts)
+    assert joined is not None
+    assert torch.equal(whole(linear_weight(joined)), torch.cat([dequantize(part) for part in parts]))
+
+
+def test_what_has_no_grids_in_common_stays_apart() -> None:
+    one = quantize_tensor(weights((8, 80), 0), 4)
+    for other in (
+        weights((8, 80), 0),
+        quantize_tensor(weights((8, 80), 0), 6),
+        quantize_tensor(weights((8, 80), 0), 4, "group:16"),
+        quantize_tensor(weights((8, 64), 0), 4),
+    ):
+        assert below_each_other([one, other]) is None
 
 
 @pytest.mark.parametrize("bits", BITS)
