@@ -297,6 +297,15 @@ def _norm(gradients: list[Tensor]) -> Tensor:
 
 def _norms(alike: list[Tensor]) -> Sequence[Tensor]:
     """The norm of each, float32; all of one type on one device."""
-    if alike[0].device.type == "cpu":  # where the operation for many at once takes half as long again
-        return [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in alike]
-    return torch._foreach_norm(alike, 2, dtype=torch.float32)
+    if alike[0].device.type != "cpu":
+        return torch._foreach_norm(alike, 2, dtype=torch.float32)
+    return [_norm_on_cpu(gradient) for gradient in alike]
+
+
+def _norm_on_cpu(gradient: Tensor) -> Tensor:
+    """By a product with itself, which takes a half to a third of the time that `vector_norm` does, on one thread and on
+    several, and is the more exact of the two."""
+    if gradient.dtype != torch.float32 or not gradient.is_contiguous():
+        return torch.linalg.vector_norm(gradient, dtype=torch.float32)
+    flat = gradient.view(-1)
+    return torch.dot(flat, flat).sqrt_()
