@@ -27,7 +27,7 @@ from train_large import machine
 
 HERE = Path(__file__).parent
 LENGTH, MASKED, WARM = 128, 0.15, 3
-SIZES = "4x256x32,6x512x16,12x768x8"  # layers x hidden x sequences of a batch
+SIZES = "4x256x32,6x512x16,6x512x32,12x768x8,12x768x32"  # layers x hidden x sequences of a batch
 RATE = "import time, torch; a = torch.randn(2048, 2048).to(torch.{dtype}); times = []\nfor _ in range(12):\n"
 RATE += "    start = time.perf_counter(); a @ a; times.append(time.perf_counter() - start)\nprint(sorted(times)[4])"
 

@@ -319,6 +319,7 @@ def test_a_job_that_fails_takes_no_other_down(own, tmp_path):
         (("--experiment", "dept"), [], "dept"),
         ((), ["budget=never"], "never"),
         (("--config", "nowhere.yaml"), [], "nowhere.yaml"),
+        (("--against", "nowhere"), [], "--against nowhere"),
     ],
 )
 def test_bad_flags_are_one_sentence(own, flags, changes, named):

@@ -2,17 +2,12 @@ import csv
 import math
 import re
 import statistics
-import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import matplotlib
 import measurements
+import pytest
 import study_figures
 import study_results
 import study_series

@@ -1,14 +1,9 @@
 import math
 import re
-import sys
 from dataclasses import dataclass
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import study_figures
 import study_page
 import study_results

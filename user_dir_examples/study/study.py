@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import agreement
 import experiments
 import gather
 import jobs
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=_cores(), help="processes at a time, one thread each")
     parser.add_argument("--report-only", action="store_true", help="run nothing, only gather and draw what is there")
     parser.add_argument("--publish", type=Path, metavar="FOLDER", help="copy what is finished to FOLDER, with a report")
+    parser.add_argument("--against", type=Path, metavar="RESULTS", help="say whether this is what RESULTS say too")
     parser.add_argument("snakemake", nargs="*", help="flags for Snakemake, behind --: -- --executor slurm")
     return parser
 
@@ -57,6 +59,8 @@ def _cores() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """The jobs, then the report; 1 if a job failed. Raises UserError for settings that cannot be."""
+    if options.against and not options.against.is_dir():
+        raise UserError(f"--against {options.against}: there is no such folder; give results, as docs/results/pocket.")
     settings = experiments.load(options.config, options.set)
     names = experiments.names(settings, options.experiment)
     jobs.all_jobs(settings, names)  # before anything is run
@@ -71,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"{name}: {len(paths)} jobs are not done, such as {paths[0]}", file=sys.stderr)
     study_report.write(out / "results", out / "report")
     print(f"wrote {out / 'report' / 'index.html'} and the measurements below {out / 'results'}")
+    if options.against:
+        print(agreement.told(agreement.compare(options.against, out / "results")))
     if options.publish:
         publish(out / "results", [name for name in names if name not in missing], options.publish)
     return 1 if status else 0

@@ -1,0 +1,60 @@
+"""Two studies beside each other: themselves, another one, and one of which a part is missing."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import agreement
+import measurements
+import pytest
+import study_results
+import verdicts
+from verdicts import Comparison
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    study_results.write(folder)
+    return folder
+
+
+def test_a_study_says_what_it_says(results):
+    repeated = agreement.compare(results, results)
+    assert [claim.claim for claim in repeated] == [v.claim for v in verdicts.judge(results) if v.comparisons]
+    assert all(claim.complete and claim.verdicts[0] == claim.verdicts[1] for claim in repeated)
+    pairs = [pair for claim in repeated for pair in claim.pairs]
+    assert all(agreement.inside(*pair) for pair in pairs)
+    last = agreement.told(repeated).splitlines()[-1]
+    assert last.startswith(f"{len(pairs)} of {len(pairs)} comparisons")
+    assert last.endswith(f"{len(repeated)} of {len(repeated)} verdicts are the same")
+
+
+def test_another_study_says_something_else(results, tmp_path):
+    """The smallest of the series by depth becomes the best: its claims are not what they were."""
+    other = tmp_path / "other"
+    shutil.copytree(results, other)
+    points = [
+        replace(point, perplexity=point.perplexity / 10) if point.size == "1l_64h" else point
+        for point in measurements.read(results / "depth", measurements.Point)
+    ]
+    measurements.write(points, other / "depth")
+    found = agreement.compare(results, other)
+    assert any(claim.verdicts[0] != claim.verdicts[1] for claim in found)
+    assert "  OUT" in agreement.told(found)
+
+
+def test_what_only_one_has_measured_is_left_out(results, tmp_path):
+    part = tmp_path / "part"
+    shutil.copytree(results / "depth", part / "depth")
+    found = {claim.claim: claim for claim in agreement.compare(results, part)}
+    assert not found["Larger models reach a perplexity in fewer updates."].complete
+    assert "Sharing layers saves memory." not in found
+    assert "again: not measured whole" in agreement.told(list(found.values()))
+
+
+def test_inside_is_by_the_first_ones_interval():
+    first = Comparison("", "", (1.0, 1.1, 0.9))
+    assert agreement.inside(first, Comparison("", "", (0.0, 2.0, 1.0)))
+    assert not agreement.inside(first, Comparison("", "", (2.0, 2.0, 2.0)))
