@@ -54,6 +54,12 @@ def test_what_only_one_has_measured_is_left_out(results, tmp_path):
     assert "again: not measured whole" in agreement.told(list(found.values()))
 
 
+def test_a_study_of_fewer_seeds_is_not_whole(results, tmp_path):
+    repeated = agreement.compare(results, study_results.write(tmp_path, seeds=(1,)))
+    assert repeated
+    assert not any(claim.complete for claim in repeated)
+
+
 def test_inside_is_by_the_first_ones_interval():
     first = Comparison("", "", (1.0, 1.1, 0.9))
     assert agreement.inside(first, Comparison("", "", (0.0, 2.0, 1.0)))

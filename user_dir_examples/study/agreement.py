@@ -16,7 +16,7 @@ from verdicts import Comparison, judge
 @dataclass(frozen=True)
 class Repeated:
     """A claim that both studies have measured: its verdict in each, and the comparisons of both, in pairs. `complete`:
-    whether the second has all of the first's."""
+    whether the second has all of the first's, over as many seeds."""
 
     claim: str
     verdicts: tuple[str, str]
@@ -32,6 +32,7 @@ def compare(first: Path, again: Path) -> list[Repeated]:
         pairs = tuple((c, theirs[c.what]) for c in one.comparisons if c.what in theirs)
         if pairs:
             complete = len(pairs) == len(one.comparisons) == len(other.comparisons)
+            complete = complete and all(len(c.values) == len(repeated.values) for c, repeated in pairs)
             found.append(Repeated(one.claim, (one.in_words, other.in_words), pairs, complete))
     return found
 
