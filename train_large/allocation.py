@@ -17,7 +17,7 @@ def keep_freed_memory() -> bool:
     """Have glibc's malloc keep up to 2 GB of what is freed; False where there is no glibc, or the user has set it.
 
     It gives large blocks back to the kernel when they are freed, and takes them anew zeroed page by page, which costs
-    3 to 10 % of an update in training here, and as much of a prediction. PyTorch asks malloc for every tensor.
+    3 to 10 % of an update in training here, and 2 % of a prediction. PyTorch asks malloc for every tensor.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

@@ -303,8 +303,7 @@ def _norms(alike: list[Tensor]) -> Sequence[Tensor]:
 
 
 def _norm_on_cpu(gradient: Tensor) -> Tensor:
-    """By a product with itself, which takes a half to a third of the time that `vector_norm` does, on one thread and on
-    several, and is the more exact of the two."""
+    """By a product with itself: `vector_norm` runs on one thread, and is the less exact (by 1e-4 at 6M elements)."""
     if gradient.dtype != torch.float32 or not gradient.is_contiguous():
         return torch.linalg.vector_norm(gradient, dtype=torch.float32)
     flat = gradient.view(-1)
