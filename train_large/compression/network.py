@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from train_large.compression import kernels
-from train_large.compression.kernels import FLOAT32, INT8, Linear
+from train_large.compression.kernels import BFLOAT16, FLOAT32, INT8, Linear
 from train_large.compression.parallel import on_all_cores
 from train_large.compression.quantization import Quantized, dequantize
 from train_large.compression.resident import BLOCK, Dense, Matrix, Plain, Table, below_each_other, linear_weight, table
@@ -220,7 +220,7 @@ def _attend(
         sizes = list(lengths[first:last])
         rows = x[start : start + sum(sizes)]
         h = layer.attention_norm(rows) if network.prenorm else rows
-        found = kernels.project(h, inputs, precision)
+        found = [y.to(_mixed_in(precision)) for y in kernels.project(h, inputs, precision)]
         q, k, v = found if len(found) == 3 else found[0].chunk(3, 1)
         wanted = sizes
         if places is not None:
@@ -229,19 +229,24 @@ def _attend(
             q, rows = q[chosen], rows[chosen]
             wanted = [len(place) for place in places[first:last]]
         mixed = [_mix(*one, layer.heads) for one in zip(q.split(wanted), k.split(sizes), v.split(sizes))]
-        [update] = kernels.project(torch.cat(mixed), [out], precision)
+        [update] = kernels.project(_cat(mixed), [out], precision)
         return update.add_(rows)
 
     together = _together(len(x), (*inputs, out), cores)
-    x = torch.cat(_on_cores(attend, list(_chunks(lengths, together)), cores))
+    x = _cat(_on_cores(attend, list(_chunks(lengths, together)), cores))
     return x if network.prenorm else layer.attention_norm(x)
 
 
 def _mix(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Attention of q (R, heads * width) to k and v (T, heads * width) of one sentence."""
+    """Attention of q (R, heads * width) to k and v (T, heads * width) of one sentence; float32."""
     q_AxRxD, k_AxTxD, v_AxTxD = (t.view(len(t), heads, -1).transpose(0, 1) for t in (q, k, v))
     mixed_AxRxD = F.scaled_dot_product_attention(q_AxRxD[None], k_AxTxD[None], v_AxTxD[None])[0]
-    return mixed_AxRxD.transpose(0, 1).reshape(len(q), -1)
+    return mixed_AxRxD.transpose(0, 1).reshape(len(q), -1).float()
+
+
+def _mixed_in(precision: str) -> torch.dtype:
+    """Of attention: bfloat16, if the CPU has it, where the maps around it are no more precise."""
+    return torch.bfloat16 if precision != FLOAT32 and kernels.supported(BFLOAT16) else torch.float32
 
 
 def _feed_forward(network: Network, layer: Layer, x: Tensor, precision: str, cores: int) -> Tensor:
@@ -253,7 +258,7 @@ def _feed_forward(network: Network, layer: Layer, x: Tensor, precision: str, cor
         [update] = kernels.project(torch.ops.aten.gelu_(inner), [fc2], precision, lowest=_GELU_LOWEST)
         return update.add_(rows)
 
-    x = torch.cat(_on_cores(feed, list(x.split(_together(len(x), (fc1, fc2), cores))), cores))
+    x = _cat(_on_cores(feed, list(x.split(_together(len(x), (fc1, fc2), cores))), cores))
     return x if network.prenorm else layer.ffn_norm(x)
 
 
@@ -264,6 +269,11 @@ def _together(tokens: int, maps: Sequence[kernels.Loaded], cores: int) -> int:
         return tokens
     share = -(-tokens // cores)
     return min(max(share, _FEWEST), _MOST)
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all parts; of a single one not a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _on_cores(function: Callable[[Part], Tensor], parts: Sequence[Part], cores: int) -> list[Tensor]:
