@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,12 +250,54 @@ def test_resident_weights_are_k_bits_and_3_per_cent(layers: int, hidden: int, bi
             tensors[f"{name}.bias"] = torch.zeros(shape[0])
     tensors["encoder.lm_head.weight"] = tensors["encoder.sentence_encoder.embed_tokens.weight"]
     tensors["encoder.lm_head.bias"] = torch.zeros(50265)
-    model = {"encoder_layers": layers, "encoder_embed_dim": hidden, "encoder_attention_heads": hidden // 64}
-    built = network.build(tensors, {**model, "encoder_normalize_before": True}, INT8)
+    cfg = {"encoder_layers": layers, "encoder_embed_dim": hidden, "encoder_attention_heads": hidden // 64}
     distinct = {id(t): t.indices.numel() if isinstance(t, Quantized) else t.numel() for t in tensors.values()}
     fp32 = 4 * sum(distinct.values())
-    for precision in (INT8, BFLOAT16, FLOAT32):
-        assert built.nbytes + built.scratch_nbytes(precision) <= (bits / 32 + 0.03) * fp32
+    for precision in filter(supported, (INT8, BFLOAT16, FLOAT32)):
+        packed = Model.from_tensors(
+            tensors, {"cfg": {"model": {**cfg, "encoder_normalize_before": True}}}, {}, precision
+        )
+        assert packed.resident_bytes() <= (bits / 32 + 0.03) * fp32
+
+
+def test_weights_are_kept_ready_as_far_as_there_is_room() -> None:
+    built = network.build(pack(build(share_layers="attention"), 6), checkpoint(build())["cfg"]["model"])
+
+    def ready(spare: int) -> tuple[network.Network, list[bool]]:
+        found = network.keep_ready(built, spare)
+        return found, [m.weight.tiles is not None for layer in found.layers for m in layer.maps]
+
+    if not any(ready(10**9)[1]):
+        pytest.skip("this torch cannot keep codes ready")
+    assert built.nbytes == ready(0)[0].nbytes
+    assert not any(ready(0)[1])
+    assert all(ready(10**9)[1])
+    inputs, out, fc1, fc2 = (m.weight for m in built.layers[0].maps)
+    more = [weight.in_tiles_nbytes - weight.nbytes for weight in (inputs, out, fc1, fc2)]
+    some, which = ready(sum(more))
+    # The shared attention counts once, and is ready in all layers.
+    assert which == [True] * 4 + [True, True, False, False] * 2
+    assert some.nbytes == built.nbytes + sum(more)
+    assert some.layers[0].out.weight is some.layers[2].out.weight
+    assert some.scratch_nbytes(INT8) == ready(0)[0].scratch_nbytes(INT8)
+    assert ready(10**9)[0].scratch_nbytes(INT8) == 0
+    eight = network.keep_ready(network.build(pack(build(), 8), checkpoint(build())["cfg"]["model"]), 0)
+    assert all(m.weight.tiles is not None for layer in eight.layers for m in layer.maps)
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8])
+def test_ready_weights_compute_the_same(bits: int) -> None:
+    if not supported(INT8):
+        pytest.skip("not on this CPU")
+    packed = load(build(), bits, INT8, "row")
+    ids = [torch.tensor(one) for one in sentences(20)]
+    for precision in (INT8, FLOAT32):
+        few, many = (
+            replace(packed, network=network.keep_ready(network.build(pack(build(), bits, "row"), cfg), spare))
+            for cfg in [checkpoint(build())["cfg"]["model"]]
+            for spare in (-(10**9), 10**9)
+        )
+        torch.testing.assert_close(many._logits(ids, precision), few._logits(ids, precision), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +325,7 @@ def test_heads_and_activations() -> None:
     tensors = pack(model, 4)
     del tensors["encoder.sentence_encoder.layers.1.fc1.weight"]
     with pytest.raises(UserError, match=r"layers\.1\.fc1\.weight"):
-        network.build(tensors, checkpoint(model)["cfg"]["model"], FLOAT32)
+        network.build(tensors, checkpoint(model)["cfg"]["model"])
 
 
 @pytest.fixture(scope="module")

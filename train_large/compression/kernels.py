@@ -57,9 +57,9 @@ def supported(precision: str) -> bool:
 
 
 def in_tiles(weight: Matrix) -> Matrix:
-    """`weight` with codes of 8 bits in the order in which oneDNN multiplies them, if it has one here, instead of their
-    own: as it is, it would order them anew for every product."""
-    if not isinstance(weight, Dense) or weight.bits != 8 or not _has_tiles():
+    """`weight` with codes of a byte each in the order in which oneDNN multiplies them, if it has one here, instead of
+    its planes, which are unpacked and put in order anew for every product."""
+    if not isinstance(weight, Dense) or not _has_tiles():
         return weight
     return replace(weight, planes=(), tiles=_tiles(weight.codes()))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, Union
 
 import torch
@@ -123,9 +123,9 @@ class Network:
         return max(_scratch(stage, precision) for stage in linears)
 
 
-def build(tensors: Mapping[str, Stored], model: Mapping[str, Any], precision: str) -> Network:
+def build(tensors: Mapping[str, Stored], model: Mapping[str, Any]) -> Network:
     """The network of a RoBERTa: `tensors` by fairseq's names, names of the same weights sharing one object, and the
-    configuration of the model (`cfg.model` of the checkpoint). `precision`: what its layers are mostly computed in.
+    configuration of the model (`cfg.model` of the checkpoint).
 
     Raises UserError, which names the flag or the tensor, for a model that is not computed here.
     """
@@ -153,7 +153,7 @@ def build(tensors: Mapping[str, Stored], model: Mapping[str, Any], precision: st
         tokens=parts.table(f"{ENCODER}.embed_tokens.weight"),
         positions=positions,
         embedding_norm=parts.norm(f"{ENCODER}.layernorm_embedding"),
-        layers=tuple(_layer(parts, f"{ENCODER}.layers.{i}", hidden // heads, precision) for i in range(count)),
+        layers=tuple(_layer(parts, f"{ENCODER}.layers.{i}", hidden // heads) for i in range(count)),
         final_norm=parts.norm(f"{ENCODER}.layer_norm") if prenorm else None,
         prenorm=prenorm,
         heads={
@@ -164,6 +164,35 @@ def build(tensors: Mapping[str, Stored], model: Mapping[str, Any], precision: st
         max_length=positions.shape[0] - _FIRST_POSITION,
         resident=tuple(weight for weight in parts.found.values() if weight is not None),
     )
+
+
+def keep_ready(network: Network, spare: int) -> Network:
+    """The network with weights in tiles (`kernels.in_tiles`), which int8 need not unpack and order for every product:
+    those of 8 bits, which take hardly more room so, and of the others as many as `spare` bytes leave room for, the
+    first layers' first."""
+    ready: dict[int, Matrix] = {}
+    for weight in (m.weight for layer in network.layers for m in layer.maps):
+        if id(weight) in ready or not isinstance(weight, Dense):
+            continue
+        more = 0 if weight.bits == 8 else weight.in_tiles_nbytes - weight.nbytes
+        if more <= spare:
+            ready[id(weight)] = kernels.in_tiles(weight)
+            spare -= more
+
+    def exchanged(m: Linear) -> Linear:
+        return Linear(ready.get(id(m.weight), m.weight), m.bias)
+
+    layers = tuple(
+        replace(
+            layer,
+            inputs=tuple(map(exchanged, layer.inputs)),
+            out=exchanged(layer.out),
+            fc1=exchanged(layer.fc1),
+            fc2=exchanged(layer.fc2),
+        )
+        for layer in network.layers
+    )
+    return replace(network, layers=layers, resident=tuple(ready.get(id(w), w) for w in network.resident))
 
 
 def features(network: Network, sentences: Sequence[Tensor], places: Sequence[Tensor], precision: str) -> Tensor:
@@ -318,21 +347,17 @@ class _Parts:
         self.tensors = tensors
         self.found: dict[tuple[Any, ...], Any] = {}
 
-    def linear(self, name: str, precision: str = FLOAT32) -> Linear:
-        """That map, for products in `precision`."""
+    def linear(self, name: str) -> Linear:
         self._check_bias(name)
-        weight = self._once(f"for {precision}", lambda q: _for_products(linear_weight(q), precision), f"{name}.weight")
-        return Linear(weight, self.vector(f"{name}.bias"))
+        return Linear(self._once("linear", linear_weight, f"{name}.weight"), self.vector(f"{name}.bias"))
 
-    def linears(self, names: Sequence[str], precision: str) -> tuple[Linear, ...]:
+    def linears(self, names: Sequence[str]) -> tuple[Linear, ...]:
         """These maps, all of the same input, as one where their codes can stand in one matrix; else each of them."""
         for name in names:
             self._check_bias(name)
-        weight = self._once(
-            f"for {precision}", lambda *parts: _joined(parts, precision), *(f"{name}.weight" for name in names)
-        )
+        weight = self._once("joined", _joined, *(f"{name}.weight" for name in names))
         if weight is None:
-            return tuple(self.linear(name, precision) for name in names)
+            return tuple(self.linear(name) for name in names)
         bias = self._once("vector", lambda *parts: torch.cat(list(map(_vector, parts))), *(f"{n}.bias" for n in names))
         return (Linear(weight, bias),)
 
@@ -381,18 +406,14 @@ def _shape(stored: Stored) -> Sequence[int]:
     return stored.indices.shape if isinstance(stored, Quantized) else stored.shape
 
 
-def _for_products(weight: Matrix, precision: str) -> Matrix:
-    return kernels.in_tiles(weight) if precision == INT8 else weight
-
-
-def _joined(parts: Sequence[Stored], precision: str) -> Matrix | None:
+def _joined(*parts: Stored) -> Matrix | None:
     """The matrices (N, K) as one, where it can be multiplied by its codes."""
     joined = below_each_other(parts)
     weight = None if joined is None else linear_weight(joined)
-    return _for_products(weight, precision) if isinstance(weight, Dense) else None
+    return weight if isinstance(weight, Dense) else None
 
 
-def _layer(parts: _Parts, name: str, width: int, precision: str) -> Layer:
+def _layer(parts: _Parts, name: str, width: int) -> Layer:
     names = [f"{name}.self_attn.{part}_proj" for part in ("q", "k", "v", "out")]
     (inner, hidden), *shapes = (parts.shape(f"{name}.weight") for name in names)
     if inner % width or set(shapes[:2]) != {(inner, hidden)} or shapes[2][1] != inner:
@@ -400,8 +421,8 @@ def _layer(parts: _Parts, name: str, width: int, precision: str) -> Layer:
     norms = [parts.norm(f"{name}.{norm}") for norm in ("self_attn_layer_norm", "final_layer_norm")]
     if None in norms:
         raise UserError(f"{name} lacks a norm.")
-    inputs = parts.linears(names[:3], precision)
-    out, fc1, fc2 = (parts.linear(one, precision) for one in (names[3], f"{name}.fc1", f"{name}.fc2"))
+    inputs = parts.linears(names[:3])
+    out, fc1, fc2 = (parts.linear(one) for one in (names[3], f"{name}.fc1", f"{name}.fc2"))
     return Layer(inner // width, inputs, out, norms[0], fc1, fc2, norms[1])  # type: ignore[arg-type]
 
 
@@ -423,6 +444,8 @@ def _size(model: Mapping[str, Any], name: str) -> int:
 def _scratch(linears: Sequence[Linear], precision: str) -> int:
     """Bytes that a stage unpacks: its int8 codes, and of the other weights one, a byte each, with a block of it."""
     weights = [linear.weight for linear in linears]
+    if precision == INT8:
+        weights = [weight for weight in weights if not isinstance(weight, Dense) or weight.tiles is None]
     sizes = [weight.shape[0] * weight.shape[1] for weight in weights]
     whole = [precision == INT8 and isinstance(weight, Dense) for weight in weights]
     total = sum(size for size, is_whole in zip(sizes, whole) if is_whole)

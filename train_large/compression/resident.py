@@ -42,8 +42,8 @@ class Dense:
     and sums, float32 (N,), are code_step times the sum of each row's codes.
 
     Codes are kept column after column: products with rows of 2,048 codes, one below the other in memory, are up to a
-    fifth slower. Those of 8 bits can be in `tiles` instead, int8 (K, N) in the order that the CPU multiplies them in
-    (`in_tiles`).
+    fifth slower. They can be in `tiles` instead of planes, int8 (K, N) in the order that the CPU multiplies them in
+    (`in_tiles`): a byte each, whatever their bits.
     """
 
     shape: tuple[int, int]
@@ -59,10 +59,17 @@ class Dense:
 
     @property
     def nbytes(self) -> int:
-        ranges = self.minimum, self.step, self.centre, self.code_step
-        # Beside tiles oneDNN keeps the sum of each row, in int32.
-        tiles = 0 if self.tiles is None else self.tiles.numel() + 4 * self.shape[0]
-        return _bytes(*self.planes, *ranges, self.sums, self.zeros) + tiles
+        return self._ranges_nbytes + _bytes(*self.planes) if self.tiles is None else self.in_tiles_nbytes
+
+    @property
+    def in_tiles_nbytes(self) -> int:
+        """`nbytes` with tiles: beside them oneDNN keeps the sum of each row, in int32."""
+        rows, columns = self.shape
+        return self._ranges_nbytes + rows * columns + 4 * rows
+
+    @property
+    def _ranges_nbytes(self) -> int:
+        return _bytes(self.minimum, self.step, self.centre, self.code_step, self.sums, self.zeros)
 
     def codes(self) -> Tensor:
         """int8 (K, N), whatever the number of bits; of 8 bits not a copy, unless they are in tiles."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,14 +21,18 @@ from torch import Tensor
 
 from train_large.allocation import keep_freed_memory
 from train_large.compression import network, vocabulary
-from train_large.compression.kernels import FLOAT32, PRECISIONS, supported
+from train_large.compression.kernels import FLOAT32, INT8, PRECISIONS, supported
 from train_large.compression.network import Network, Stored
 from train_large.compression.packed import read_packed
+from train_large.compression.quantization import Quantized
 from train_large.data.dictionary import BOS, EOS, MASK
 from train_large.errors import UserError
 
 AUTO = "auto"
 ACTIVATIONS = (AUTO, *PRECISIONS)
+
+# Of float32's bytes, for all that is in memory beside the k bits of each weight.
+_ALLOWED = 0.03
 
 # Sentences of pseudo-random words on which the error of a precision is measured when a model is loaded, the longest of
 # so many tokens, and how often the largest error found a lead must be to count.
@@ -78,8 +82,11 @@ class Model:
         """
         precision = choose_precision(activations)
         cfg = checkpoint.get("cfg") or {}
-        built = network.build(tensors, cfg.get("model") or {}, precision)
+        built = network.build(tensors, cfg.get("model") or {})
         model = cls(built, files, cfg.get("task") or {}, precision, _choose_head(built, head), 0.0)
+        if precision == INT8:
+            spare = _allowed_bytes(tensors) - _resident_bytes(built, {INT8, FLOAT32})
+            model = replace(model, network=network.keep_ready(built, spare))
         return model if model.head is None or precision == FLOAT32 else _with_doubt(model)
 
     @property
@@ -89,8 +96,7 @@ class Model:
 
     def resident_bytes(self) -> int:
         """Bytes that the weights take in memory: codes, grids, masks, biases and norms, and what is unpacked."""
-        precisions = {self.precision, FLOAT32} if self.doubt else {self.precision}
-        return self.network.nbytes + max(map(self.network.scratch_nbytes, precisions))
+        return _resident_bytes(self.network, {self.precision, FLOAT32} if self.doubt else {self.precision})
 
     @torch.inference_mode()
     def logits(self, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -229,6 +235,20 @@ def choose_precision(activations: str) -> str:
     if not supported(activations):
         raise UserError(f"--activations {activations}: this CPU has no instructions for it; give {AUTO} or {FLOAT32}.")
     return activations
+
+
+def _allowed_bytes(tensors: Mapping[str, Stored]) -> int:
+    """What weights may take in memory, made ready for quick products: their bits, and a share of their float32."""
+    distinct = {id(stored): stored for stored in tensors.values()}.values()
+    quantized = [q for q in distinct if isinstance(q, Quantized)]
+    plain = [t for t in distinct if isinstance(t, Tensor)]
+    bits = sum(q.indices.numel() * q.bits for q in quantized) + sum(32 * t.numel() for t in plain if t.dim() > 1)
+    weights = sum(q.indices.numel() for q in quantized) + sum(t.numel() for t in plain)
+    return int(bits / 8 + _ALLOWED * 4 * weights)
+
+
+def _resident_bytes(built: Network, precisions: Collection[str]) -> int:
+    return built.nbytes + max(map(built.scratch_nbytes, precisions))
 
 
 def _choose_head(built: Network, head: str | None) -> str | None:
