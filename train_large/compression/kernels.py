@@ -148,12 +148,14 @@ class _Rounded:
 
 def _round(x: Tensor, lowest: float | None) -> _Rounded:
     # For one sentence, calling an operation takes about as long as doing it: so there are few.
+    sums = x.sum(1, keepdim=True)
     if lowest is None:
         scale = x.abs().amax(1, keepdim=True).mul_(1 / 127).clamp_min_(_SMALLEST)
-        sums, steps = x.sum(1, keepdim=True), x / scale
+        steps = x * scale.reciprocal()
     else:
         scale = x.amax(1, keepdim=True).sub_(lowest).mul_(1 / 255).clamp_min_(_SMALLEST)
-        sums, steps = x.sum(1, keepdim=True), x.sub_(lowest).div_(scale).sub_(128)
+        each = scale.reciprocal()
+        steps = x.mul_(each).sub_(each.mul_(lowest).add_(128))
     return _Rounded(steps.round_().to(torch.int8), scale, sums)
 
 
