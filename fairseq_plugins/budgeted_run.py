@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -291,7 +292,7 @@ class BudgetedRun:
         self._finished = True
         self.interrupt()
         self.finish_validation()
-        self._log("stop", reason=self._stop_reason or "ended")
+        self._log("stop", reason=self._stop_reason or _how_python_ends())
         if self._stop_reason == "SIGTERM":
             _die_of_sigterm()  # the run is not finished, so the process must not say that it succeeded
 
@@ -415,6 +416,14 @@ def _put(key: str, value: float) -> None:
     if key not in meters:
         meters.add_meter(key, AverageMeter(), 10_000)
     meters[key].update(value, 0)
+
+
+def _how_python_ends() -> str:
+    """Asked while the process ends: "ended", or what an exception that nobody caught makes of it."""
+    uncaught = getattr(sys, "last_type", None)  # the interpreter sets it when it prints the traceback
+    if uncaught is None:
+        return "ended"
+    return "interrupted" if issubclass(uncaught, KeyboardInterrupt) else "failed"
 
 
 def _die_of_sigterm() -> None:

@@ -474,7 +474,7 @@ def _plan(options: argparse.Namespace) -> None:
         found = planner.plan(runs, seconds, limit, candidates=sizes, study=study, positions=options.max_positions)
         print(planner.as_json(found) if options.json else planner.describe(found))
         if options.figure:
-            planner.draw(runs, seconds, options.figure)
+            planner.draw(runs, seconds, options.figure, sizes)
             print(f"wrote {options.figure}", file=sys.stderr)
 
 

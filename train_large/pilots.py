@@ -80,8 +80,7 @@ def is_done(folder: Path) -> bool:
     log = folder / runlog.NAME
     if not log.exists():
         return False
-    lines = runlog.read(str(log))
-    return bool(lines) and lines[-1]["kind"] == "stop" and lines[-1].get("reason") != "SIGTERM"
+    return runlog.is_finished(runlog.read(str(log)))
 
 
 def command(recipe: Recipe, size: Size, folder: Path) -> list[str]:

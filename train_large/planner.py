@@ -200,7 +200,7 @@ def plan_from(
             f"{format_bytes(least.bytes)} at {least.bits} bits and {least.sparsity:.0%} sparse; give at least that, or "
             "run a pilot of a smaller size."
         )
-    pick = min(fitting, key=lambda option: _badness(option, accuracy))
+    pick = min(fitting, key=lambda option: _badness(option, accuracy, fitting))
     at = options.index(pick)
     return Plan(
         budget_seconds=budget_seconds,
@@ -215,12 +215,23 @@ def plan_from(
     )
 
 
-def _badness(option: Option, level: Accuracy | None) -> float:
+def _presumed_loss(compression: Compression, others: Sequence[Compression]) -> float:
+    """What it costs. Where that is unknown, no more than what is harder is known to cost, or the most that is known:
+    what nobody has tried must not be chosen for that."""
+    if compression.loss is not None:
+        return compression.loss
+    known = [(other, other.loss) for other in others if other.loss is not None]
+    harder = [lost for o, lost in known if o.bits <= compression.bits and o.sparsity >= compression.sparsity]
+    return min(harder, default=max((lost for _, lost in known), default=0.0))
+
+
+def _badness(option: Option, level: Accuracy | None, options: Sequence[Option]) -> float:
     """Less is better: perplexity, at odds of CAUTION; where a study tells of accuracy, that after compression."""
     if level is None:
         return option.cautious
-    lost = option.compression.loss if option.compression is not None else None
-    return (lost or 0.0) - _share(level, math.log(option.cautious))
+    chosen = [each.compression for each in options if each.compression is not None]
+    lost = _presumed_loss(option.compression, chosen) if option.compression is not None else 0.0
+    return lost - _share(level, math.log(option.cautious))
 
 
 def _share(accuracy: Accuracy, loss: float) -> float:
@@ -278,7 +289,7 @@ def _option(
     if limit is not None:
         fits = [each for each in _compressions(size, pilots, study, positions) if each.bytes <= limit]
         # What costs no accuracy; then what takes away the least, as the bytes that are left tell.
-        compression = min(fits, key=lambda each: (each.loss or 0.0, -each.bytes), default=None)
+        compression = min(fits, key=lambda each: (_presumed_loss(each, fits), -each.bytes), default=None)
     return Option(
         size=size.name,
         layers=size.layers,
@@ -595,8 +606,15 @@ def as_json(found: Plan | HoldOut) -> str:
     return json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) + "\n"
 
 
-def draw(logs: Sequence[Path], budget_seconds: float, path: Path, draws: int = scaling.DRAWS) -> None:
-    """Predicted perplexity against the budget, a curve for each candidate with its interval, and the pilots' points.
+def draw(
+    logs: Sequence[Path],
+    budget_seconds: float,
+    path: Path,
+    candidates: Sequence[Size] = (),
+    draws: int = scaling.DRAWS,
+) -> None:
+    """Predicted perplexity against the budget, a curve with its interval for each size that `plan` considers, and the
+    pilots' points.
 
     The picture's format is that of the name: .png, .svg or .pdf. Points are filled where the fit used them. Raises
     UserError as `plan` does, and where the file cannot be written.
@@ -616,7 +634,7 @@ def draw(logs: Sequence[Path], budget_seconds: float, path: Path, draws: int = s
     law = scaling.fit(pilots, draws)
     parts = scaling.sort_pilots(pilots)
     starts = {id(each.pilot): each.start for each in parts.fitted}
-    tried = _candidates(pilots, ())
+    tried = _candidates(pilots, candidates)
     unit, length = seconds_unit(budget_seconds)
     first = min(float(pilot.seconds[0]) for pilot in pilots)
     times = np.geomspace(first, max(budget_seconds, max(float(p.seconds[-1]) for p in pilots)), 60)

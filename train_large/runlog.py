@@ -14,6 +14,7 @@ from train_large.errors import UserError
 
 NAME = "run.jsonl"
 KINDS = ("start", "train", "valid", "checkpoint", "stop", "resume")
+UNFINISHED = ("SIGTERM", "interrupted", "failed")  # reasons of a stop that is not the run's end
 COUNTERS = ("updates", "train_seconds", "wall_seconds", "tokens", "flops")
 
 
@@ -34,17 +35,25 @@ def append(path, kind, counters, **fields):
 
 
 def read(path):
-    """The lines of the log, as dictionaries, without those that a resume has overtaken.
+    """The lines of the log, as dictionaries, without those that a resume or a new start has overtaken.
 
-    A run that was killed goes back to its last checkpoint: the lines after that checkpoint tell of work that was lost.
-    A line torn by the kill is skipped. Raises UserError where there is no log, or where it holds something else.
+    A run that was killed goes back to its last checkpoint, or to the start where it had none: the lines after that tell
+    of work that was lost. A line torn by the kill is skipped. Raises UserError where there is no log, or where it holds
+    something else.
     """
     lines = []  # type: list
     for line in read_all(path):
-        if line["kind"] == "resume":
+        if line["kind"] == "start":
+            lines = []
+        elif line["kind"] == "resume":
             lines = [earlier for earlier in lines if earlier["updates"] <= line["updates"]]
         lines.append(line)
     return lines
+
+
+def is_finished(lines):
+    """Whether a run whose log has these lines came to its end: was not killed, stopped from outside, or failed."""
+    return bool(lines) and lines[-1]["kind"] == "stop" and lines[-1].get("reason") not in UNFINISHED
 
 
 def read_all(path):

@@ -221,9 +221,8 @@ def _learned(lines: Sequence[dict[str, Any]], valid: Sequence[dict[str, Any]]) -
     at = np.array([0.0, *(step for step, _ in steps)])
     rates = np.array([steps[0][1], *(rate for _, rate in steps)]) / peak
     area = np.concatenate([[0.0], np.cumsum(np.diff(at) * (rates[1:] + rates[:-1]) / 2)])
-    finished = lines[-1]["kind"] == "stop" and lines[-1].get("reason") != "SIGTERM"
     last = float(rates[-1])
-    if finished:
+    if runlog.is_finished(lines):
         mean = float(area[-1] / at[-1])
     else:  # a rate that has begun to go down goes down to zero in a straight line
         mean, last = (0.5, 0.0) if last < 0.98 and int(np.argmax(rates)) < len(rates) - 1 else (1.0, 1.0)

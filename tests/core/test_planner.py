@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -137,6 +138,30 @@ def test_a_study_says_what_compression_costs(logs, study):
     assert "points of accuracy" in describe(made)
 
 
+def test_what_nobody_tried_is_not_free():
+    tried = planner.Compression(8, 0.30, 900, True, 0.002)
+    harder = planner.Compression(4, 0.30, 500, True, 0.03)
+    unknown = planner.Compression(4, 0.15, 600, False, None)
+    hardest = planner.Compression(4, 0.60, 300, False, None)
+    every = [tried, harder, unknown, hardest]
+    assert [planner._presumed_loss(each, every) for each in every] == [0.002, 0.03, 0.03, 0.03]
+    assert planner._presumed_loss(hardest, [tried, hardest]) == 0.002
+    assert planner._presumed_loss(unknown, [unknown, hardest]) == 0
+
+
+def test_a_size_of_unknown_cost_is_charged_as_the_others(logs, study):
+    """Else what no study tells of would win by that."""
+    line = planner._accuracy_of(study)
+    limit = 30_000
+    options = plan(logs, 450, limit, study=study).options
+    known = next(o for o in options if o.compression is not None and o.compression.loss)
+    unknown = dataclasses.replace(known, compression=dataclasses.replace(known.compression, loss=None))
+    free = dataclasses.replace(known, compression=dataclasses.replace(known.compression, loss=0.0))
+    both = [known, unknown]
+    assert planner._badness(unknown, line, both) == planner._badness(known, line, both)
+    assert planner._badness(free, line, both) < planner._badness(unknown, line, both)
+
+
 def test_between_studied_sizes_the_cost_is_between(study):
     lost = [planner._accuracy_lost(study, size, VOCABULARY, 0.3, 4) for size in (SIZES[0], Size(2, 48), SIZES[1])]
     assert lost[0] > lost[1] > lost[2] > 0.9 * LOSS_AT_BITS[4]
@@ -209,6 +234,14 @@ def test_the_figure(logs, tmp_path, name, start):
     draw(logs, 450, tmp_path / name)
     assert (tmp_path / name).read_bytes().startswith(start)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_figure_is_of_the_plans_sizes(logs, tmp_path):
+    asked = Size(4, 96, heads=6)
+    draw(logs, 450, tmp_path / "a.svg", [asked])
+    drawn = (tmp_path / "a.svg").read_text()
+    for option in plan(logs, 450, candidates=[asked]).options:
+        assert f"<!-- {option.size} -->" in drawn
 
 
 def test_a_figure_of_no_known_kind(logs, tmp_path):

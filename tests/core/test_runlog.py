@@ -45,6 +45,27 @@ def test_lines_that_a_resume_overtook_are_dropped(tmp_path):
     assert len(runlog.read_all(path)) == 6
 
 
+def test_what_a_new_start_overtook_is_dropped(tmp_path):
+    """A run that was killed before its first checkpoint begins anew, in the same file."""
+    path = tmp_path / runlog.NAME
+    for kind, updates in [("start", 0), ("train", 5), ("train", 10), ("start", 0), ("train", 5)]:
+        runlog.append(path, kind, counters(updates))
+    assert [(line["kind"], line["updates"]) for line in runlog.read(path)] == [("start", 0), ("train", 5)]
+
+
+@pytest.mark.parametrize(
+    ("reason", "finished"),
+    [("budget", True), ("ended", True), ("max_update", True), ("SIGTERM", False), ("failed", False)],
+)
+def test_a_run_is_finished_that_came_to_its_end(tmp_path, reason, finished):
+    path = tmp_path / runlog.NAME
+    runlog.append(path, "start", counters(0))
+    assert not runlog.is_finished(runlog.read(path))
+    runlog.append(path, "stop", counters(5), reason=reason)
+    assert runlog.is_finished(runlog.read(path)) is finished
+    assert not runlog.is_finished([])
+
+
 def test_a_line_torn_by_a_kill_is_skipped_and_does_not_spoil_the_next(tmp_path):
     path = tmp_path / runlog.NAME
     runlog.append(path, "start", counters(0))

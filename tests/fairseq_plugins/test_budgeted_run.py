@@ -380,9 +380,10 @@ def test_a_scheduler_without_a_budget_ends_with_one_sentence(text, tmp_path):
 # -- processes of their own --
 
 
-def process(*flags: Any, save_dir: Path) -> subprocess.Popen[bytes]:
-    """A fairseq-train of its own; what it prints goes to SAVE_DIR/output."""
-    command = [sys.executable, "-m", "fairseq_cli.train", *map(str, flags), "--save-dir", str(save_dir)]
+def process(*flags: Any, save_dir: Path, before: str = "") -> subprocess.Popen[bytes]:
+    """A fairseq-train of its own, which does `before` first; what it prints goes to SAVE_DIR/output."""
+    code = f"{before}\nfrom fairseq_cli.train import cli_main\ncli_main()"
+    command = [sys.executable, "-c", code, *map(str, flags), "--save-dir", str(save_dir)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     save_dir.mkdir(exist_ok=True)
     with open(save_dir / "output", "ab") as output:
@@ -443,6 +444,31 @@ def test_sigterm_saves_then_stops(text, tmp_path):
     assert lines[-1]["reason"] == "SIGTERM"
     state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)
     assert state["optimizer_history"][-1]["num_updates"] == lines[-1]["updates"]
+
+
+FAILING = """
+from fairseq.trainer import Trainer
+train_step = Trainer.train_step
+def fail_after_five(self, *args, **more):
+    if self.get_num_updates() == 5:
+        raise RuntimeError("no memory left")
+    return train_step(self, *args, **more)
+Trainer.train_step = fail_after_five
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "reason"), [("", "interrupted"), (FAILING, "failed")])
+def test_a_run_that_an_exception_ended_says_so(text, tmp_path, before, reason):
+    """Whatever reads the log must not take it for a run that came to its end."""
+    child = process(text, *MLM, "--budget", "1h", save_dir=tmp_path, before=before)
+    if not before:
+        wait_for(lambda lines: len(lines) > 3, child, tmp_path)
+        child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=300) != 0
+    lines = runlog.read(tmp_path / runlog.NAME)
+    assert (lines[-1]["kind"], lines[-1].get("reason")) == ("stop", reason)
+    assert not runlog.is_finished(lines)
 
 
 def test_processes_of_torchrun_that_fairseq_takes_for_single_runs_are_refused(monkeypatch):

@@ -34,6 +34,11 @@ def pool() -> ThreadPoolExecutor:
     return started
 
 
+# A forked process has the pool without its threads, and would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=pool.cache_clear)
+
+
 def _one_thread() -> None:
     torch.get_num_threads()  # the first call in a thread sets what was said last; only then can it be changed
     torch.set_num_threads(1)

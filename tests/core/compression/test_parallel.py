@@ -25,3 +25,19 @@ def test_the_pool_is_on_one_thread_each_and_nobody_else_is():
     environment = {"OMP_NUM_THREADS": "2", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split("\n")[0] == "{1} 2 [2]"
+
+
+def test_a_forked_process_makes_a_pool_of_its_own():
+    code = (
+        "import os, signal\n"
+        "from train_large.compression.parallel import on_all_cores\n"
+        "on_all_cores(str, range(4))\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    signal.alarm(60)\n"
+        "    os._exit(0 if on_all_cores(str, range(4)) == list('0123') else 1)\n"
+        "print(os.waitpid(child, 0)[1])\n"
+    )
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "0\n"
