@@ -16,7 +16,9 @@ def need(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{name} cannot be imported ({error}): pip install 'train-large[hf]'") from error
+        raise UserError(
+            f"{name} cannot be imported ({error}): run `make env`, or `pip install '.[pack,hf]'` in the checkout."
+        ) from error
 
 
 def _hide_broken_torchaudio() -> None:

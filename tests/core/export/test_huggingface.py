@@ -324,7 +324,7 @@ class TestWholeOrNotAtAll:
 
     def test_a_missing_package_is_named(self, build, save, prepared, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-        with pytest.raises(UserError, match=r"safetensors.torch .*pip install 'train-large\[hf\]'"):
+        with pytest.raises(UserError, match=r"safetensors.torch .*pip install '\.\[pack,hf\]'"):
             export_hf(save(build("prenorm_roberta")[1]), tmp_path / "out", dictionary=prepared.dictionary)
 
 
