@@ -448,7 +448,7 @@ def _plan(options: argparse.Namespace) -> None:
     try:
         from train_large import pilots, planner
     except ModuleNotFoundError as error:
-        raise UserError(f"plan needs {error.name}: install train-large[report].") from None
+        raise UserError(f"plan needs {error.name}: run make env, or pip install '.[report]' in the checkout.") from None
     from train_large.budget import parse_duration
     from train_large.report.units import parse_bytes
     from train_large.sizes import Size

@@ -419,7 +419,9 @@ def _forecast(size: Size, parameters: int, vocabulary: int, bits: int, sparsity:
     try:
         from train_large.compression.forecast import forecast_bytes
     except ImportError:
-        raise UserError("counting the bytes of compressed models needs PyTorch: install train-large[pack].") from None
+        raise UserError(
+            "counting the bytes of compressed models needs PyTorch: run make env, or pip install '.[pack]' in the checkout."
+        ) from None
     return forecast_bytes(size, parameters, vocabulary, bits, sparsity)
 
 
@@ -623,7 +625,7 @@ def draw(
         import matplotlib.style
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("drawing needs matplotlib: install train-large[report].") from None
+        raise UserError("drawing needs matplotlib: run make env, or pip install '.[report]' in the checkout.") from None
     from train_large.files import whole
     from train_large.report.drawing import palette, round_ticks
 

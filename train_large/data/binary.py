@@ -34,7 +34,7 @@ def binarize(texts: Mapping[Path, Path], dictionary: Path, workers: int = 1) -> 
         said = (run.stderr.strip() or run.stdout.strip() or "nothing said").splitlines()[-1]
         raise UserError(
             f"fairseq-preprocess failed with status {run.returncode} ({said}): see that `{sys.executable} -m "
-            "fairseq_cli.preprocess --help` works (pip install 'train-large[fairseq]'), and for memory and disk"
+            "fairseq_cli.preprocess --help` works (make env), and for memory and disk"
         )
     for index, (prefix, text) in enumerate(texts.items()):
         prefix.parent.mkdir(parents=True, exist_ok=True)
