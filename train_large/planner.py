@@ -420,7 +420,8 @@ def _forecast(size: Size, parameters: int, vocabulary: int, bits: int, sparsity:
         from train_large.compression.forecast import forecast_bytes
     except ImportError:
         raise UserError(
-            "counting the bytes of compressed models needs PyTorch: run make env, or pip install '.[pack]' in the checkout."
+            "counting the bytes of compressed models needs PyTorch: run make env, or pip install '.[pack]' in the "
+            "checkout."
         ) from None
     return forecast_bytes(size, parameters, vocabulary, bits, sparsity)
 
