@@ -295,9 +295,10 @@ def wait_for(happens, process) -> None:
 
 @pytest.mark.slow
 def test_a_job_that_fails_takes_no_other_down(own, tmp_path):
-    """A pretraining is made to fail by a folder that lies where its log is to be."""
+    """A pretraining is made to fail by a folder that lies where its lock is to be."""
     name = Pretraining("1l_16h", 32, "none", 100, None, 1).name
-    (tmp_path / "out" / "pretrain" / name / "log.txt").mkdir(parents=True)
+    lock = tmp_path / "out" / "locks" / f"pretrain.{name}"
+    lock.mkdir(parents=True)
     output = study(own, "--experiment", "depth", status=1)
     other = Pretraining("2l_16h", 32, "none", 100, None, 1).name
     results = tmp_path / "out" / "results"
@@ -307,7 +308,7 @@ def test_a_job_that_fails_takes_no_other_down(own, tmp_path):
     assert "no experiment is finished" in output.splitlines()[-1]
     assert not (tmp_path / "docs").exists()
     before = (tmp_path / "out" / "pretrain" / other / "run.jsonl").read_bytes()
-    (tmp_path / "out" / "pretrain" / name / "log.txt").rmdir()
+    lock.rmdir()
     study(own, "--experiment", "depth")
     assert {point.run for point in measurements.read(results / "depth", measurements.Point)} == {name, other}
     assert (tmp_path / "out" / "pretrain" / other / "run.jsonl").read_bytes() == before

@@ -49,18 +49,30 @@ def run(settings: DictConfig, job: jobs.Job) -> None:
         # Held by the process that is started too: where only its parent was killed, it is waited for here.
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = identity(settings, job)
-        found = folder / MADE
-        if found.exists() and found.read_text() != made:
-            shutil.rmtree(folder)
+        if made_from(folder) != made:
+            _remove(folder)
             folder.mkdir()
+            with whole(folder / MADE) as aside:
+                aside.write_text(made)
         finished = folder / ".finished"
         if not finished.exists():
-            if not found.exists():
-                with whole(found) as aside:
-                    aside.write_text(made)
             _execute(jobs.command(settings, job.work), folder / LOG, lock.fileno(), job.path)
             finished.touch()
     (folder / DONE).touch()
+
+
+def _remove(folder: Path) -> None:
+    """All of it or nothing: a removal that is killed leaves no part of it under its name."""
+    aside = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
+def made_from(folder: Path) -> str | None:
+    """The identity of the job that left what is in this folder; None where nothing says so."""
+    path = folder / MADE
+    return path.read_text() if path.exists() else None
 
 
 def identity(settings: DictConfig, job: jobs.Job) -> str:
