@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import experiments
 import gather
 import job
 import jobs
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -133,3 +139,96 @@ def test_a_removal_that_is_killed_leaves_nothing_under_the_name(one, monkeypatch
     run("text.vocabulary=500")
     assert times_run(folder) == 1
     assert [path.name for path in folder.parent.iterdir()] == ["text"]
+
+
+# ------------------------------------------------------------------------------------------------ stopped
+
+TRAINER = """#!/bin/sh
+# In the place of a trainer: runs until SIGTERM, at which it saves.
+trap 'sleep 0.3; echo saved >> FILE; exit 143' TERM
+echo $$ >> FILE
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """The trainer, and the file that tells of it: its process, and whether it saved."""
+    path, told = tmp_path / "trainer", tmp_path / "told"
+    path.write_text(TRAINER.replace("FILE", str(told)))
+    path.chmod(0o755)
+    yield path, told
+    if told.exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(told.read_text().split()[0]), signal.SIGKILL)
+
+
+def translating(changes: list[str], trainer: Path) -> tuple[subprocess.Popen, Path]:
+    """job.py with a translation whose trainer is that; and the job's lock."""
+    settings = experiments.load(None, [*changes, f"translate.python={trainer}"])
+    plan = jobs.all_jobs(settings, ["translation"])
+    name = "translate/1l_32h-seed1"
+    for need in plan[name].needs:
+        do(settings, plan, need)
+    jobs.save_settings(settings)
+    command = [sys.executable, str(Path(job.__file__)), str(jobs.settings_file(settings)), name]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return process, jobs.study_folder(settings) / "locks" / name.replace("/", ".")
+
+
+def wait_for(happens) -> None:
+    for _ in range(600):
+        if happens():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never happened")
+
+
+def is_free(lock: Path) -> bool:
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_trainer_is_stopped_with_its_job_and_saves(changes, trainer, number):
+    path, told = trainer
+    process, lock = translating(changes, path)
+    wait_for(told.exists)
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert told.read_text().split()[1:] == ["saved"], "before the job has ended"
+    assert process.returncode == 1
+    assert "translate/1l_32h-seed1 was stopped" in said
+    assert is_free(lock)
+
+
+def test_the_lock_is_held_as_long_as_the_trainer_lives(changes, trainer):
+    path, told = trainer
+    process, lock = translating(changes, path)
+    wait_for(lambda: told.exists() and told.read_text())
+    trains = int(told.read_text())
+    for parent in (process.pid, parent_of(trains)):
+        os.kill(parent, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not is_free(lock)
+    os.kill(trains, signal.SIGTERM)
+    wait_for(lambda: is_free(lock))
+    assert told.read_text().split()[1:] == ["saved"]
+
+
+def parent_of(pid: int) -> int:
+    return psutil.Process(pid).ppid()
+
+
+def test_a_process_watched_for_its_memory_is_stopped_too(trainer):
+    path, told = trainer
+    code = f"import memory; memory.peak_bytes([{str(path)!r}])"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(job.__file__).parent, stderr=subprocess.PIPE)
+    wait_for(told.exists)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert told.read_text().split()[1:] == ["saved"]
