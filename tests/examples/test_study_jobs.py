@@ -18,6 +18,9 @@ import job
 import jobs
 import psutil
 import pytest
+import translation
+
+from train_large import runlog
 
 ROOT = Path(__file__).parents[2]
 SIZES = "experiments.finetuning.pretrain.size=[1l_16h]"
@@ -232,3 +235,23 @@ def test_a_process_watched_for_its_memory_is_stopped_too(trainer):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert told.read_text().split()[1:] == ["saved"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "trained"),
+    [
+        ([], False),
+        (["start"], False),
+        (["start", "budget"], True),
+        (["start", "budget", "valid"], True),
+        (["start", "SIGTERM"], False),
+        (["start", "SIGTERM", "resume"], False),
+        (["start", "SIGTERM", "resume", "budget"], True),
+    ],
+)
+def test_a_translation_model_is_trained_when_its_budget_is_used(tmp_path, lines, trained):
+    for line in lines:
+        kind = line if line in runlog.KINDS else "stop"
+        told = {"reason": line} if kind == "stop" else {}
+        runlog.append(tmp_path / runlog.NAME, kind, dict.fromkeys(runlog.COUNTERS, 1), **told)
+    assert translation._is_trained(tmp_path) is trained
