@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import random
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import measurements
 import psutil
 import pytest
 from experiments import Finetuning, Grid, Measuring, Pretraining, Pruning, Translation
+from omegaconf import OmegaConf
 
 from train_large.errors import UserError
 
@@ -127,6 +129,19 @@ def plan(changes):
         (["experiments.dataset_size.pretrain.data=50"], "50"),
         (["experiments.convergence.finetune.checkpoint=0.3"], "0.3"),
         (["experiments.depth.tune=1"], "tune"),
+        (["seeds=1"], r"seeds: 1 .* list"),
+        (["seeds=[a]"], "seeds"),
+        (["pretrain.rates.foo=1"], "pretrain.rates: .*foo"),
+        (["pretrain.rates.32=null"], "pretrain.rates"),
+        (["pretrain.validations=few"], "pretrain.validations: few"),
+        (["pretrain=null"], "pretrain: None"),
+        (["text.files=my.txt"], "text.files: my.txt .* list"),
+        (["task.source=5"], "task.source: 5"),
+        (["experiments=null"], "experiments: None"),
+        (["experiments.depth=null"], "experiments.depth: None"),
+        (["experiments.depth.pretrain=5"], "experiments.depth.pretrain"),
+        (["experiments.depth.pretrain.size=5"], "pretrain.size: 5"),
+        (["experiments.depth.pretrain.target=low"], "pretrain.target: low"),
     ],
 )
 def test_settings_that_cannot_be_are_one_sentence(changes, named):
@@ -141,6 +156,65 @@ def test_a_file_that_is_no_yaml_is_one_sentence(tmp_path):
         experiments.load(tmp_path / "bad.yaml")
     with pytest.raises(UserError, match="nowhere.yaml"):
         experiments.load(tmp_path / "nowhere.yaml")
+
+
+def test_keys_take_the_place_of_a_list_of_keys_and_a_list_that_of_keys():
+    flops = experiments.load(None, ["experiments.flops.pretrain.size=[1l_16h]", "seeds=[1]"])
+    assert [run.size for run in experiments.runs_of(flops, "flops")] == ["1l_16h"]
+    parts = "[{size: 1l_16h}, {size: 2l_16h, batch: 8}]"
+    depth = experiments.load(None, [f"experiments.depth.pretrain={parts}", "seeds=[1]"])
+    assert [(run.size, run.batch) for run in experiments.runs_of(depth, "depth")] == [("1l_16h", 32), ("2l_16h", 8)]
+
+
+def test_a_budget_without_a_unit_is_of_seconds():
+    settings = experiments.load(None, ["step_times=0.02", "budget=60", "translate.budget=30.5"])
+    run = Pretraining("2l_64h", 32, "none", 100, None, 1)
+    assert experiments.updates_of(settings, run) == 60 / 0.02
+    command = jobs.command(settings, run)
+    assert command[command.index("--budget") + 1] == "60"
+    assert settings.translate.budget == "30.5"
+
+
+def test_paths_are_from_the_root_of_the_checkout(tmp_path, monkeypatch):
+    """The jobs run in other folders than the settings were read in."""
+    monkeypatch.chdir(tmp_path)
+    changes = ["text.files=[my.txt,/their.txt]", "task.source=data/my.tsv", "translate.pairs=pairs.tsv"]
+    settings = experiments.load(None, changes)
+    assert list(settings.text.files) == [str(ROOT / "my.txt"), "/their.txt"]
+    assert settings.task.source == str(ROOT / "data" / "my.tsv")
+    assert settings.translate.pairs == str(ROOT / "pairs.tsv")
+    assert (experiments.load().task.source, experiments.load().translate.pairs) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("text", "text.files=[{}]"), ("task", "task.source={}"), ("pairs", "translate.pairs={}")]
+)
+def test_data_depends_on_what_is_in_the_files_of_a_user(tmp_path, name, key):
+    path = tmp_path / "mine"
+
+    def told(*changes):
+        return jobs.settings_of(experiments.load(None, changes), jobs.Data(name))
+
+    with pytest.raises(UserError, match=str(path)):
+        told(key.format(path))
+    path.write_text("one")
+    before = told(key.format(path))
+    assert told(key.format(path)) == before
+    path.write_text("two")
+    assert told(key.format(path)) != before
+    path.unlink()
+    path.mkdir()
+    (path / "train.tsv").write_text("one")
+    before = told(key.format(path))
+    (path / "train.tsv").rename(path / "dev.tsv")
+    assert told(key.format(path)) != before
+
+
+def test_data_of_the_pocket_study_is_what_it_was(settings):
+    """Studies that were made before files of a user were looked into stay valid."""
+    for name, part in (("text", settings.text), ("task", settings.task), ("pairs", settings.translate)):
+        told = json.dumps(OmegaConf.to_container(part), sort_keys=True)
+        assert jobs.settings_of(settings, jobs.Data(name)) == told
 
 
 def test_what_a_job_depends_on(settings):
@@ -319,6 +393,8 @@ def test_a_job_that_fails_takes_no_other_down(own, tmp_path):
     [
         (("--experiment", "dept"), [], "dept"),
         ((), ["budget=never"], "never"),
+        (("--experiment", "depth"), ["text.files=[nowhere.txt]"], "nowhere.txt"),
+        (("--experiment", "depth"), ["step_times=nowhere.csv"], "nowhere.csv"),
         (("--config", "nowhere.yaml"), [], "nowhere.yaml"),
         (("--against", "nowhere"), [], "--against nowhere"),
     ],

@@ -63,7 +63,9 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--against {options.against}: there is no such folder; give results, as docs/results/pocket.")
     settings = experiments.load(options.config, options.set)
     names = experiments.names(settings, options.experiment)
-    jobs.all_jobs(settings, names)  # before anything is run
+    plan = jobs.all_jobs(settings, names)
+    for job in plan.values() if not options.report_only else ():  # before anything is run
+        jobs.settings_of(settings, job.work)
     out = jobs.study_folder(settings)
     out.mkdir(parents=True, exist_ok=True)
     status = 0
