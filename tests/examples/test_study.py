@@ -17,6 +17,7 @@ import jobs
 import measurements
 import psutil
 import pytest
+import study as study_program
 from experiments import Finetuning, Grid, Measuring, Pretraining, Pruning, Translation
 from omegaconf import OmegaConf
 
@@ -386,6 +387,22 @@ def test_a_job_that_fails_takes_no_other_down(own, tmp_path):
     study(own, "--experiment", "depth")
     assert {point.run for point in measurements.read(results / "depth", measurements.Point)} == {name, other}
     assert (tmp_path / "out" / "pretrain" / other / "run.jsonl").read_bytes() == before
+
+
+def test_a_cluster_is_told_how_many_jobs_at_a_time(own, tmp_path, monkeypatch):
+    """An executor of a cluster does nothing without --jobs; --cores is for this machine."""
+    settings = experiments.load(MINIATURE, own)
+    started = []
+    monkeypatch.setattr(study_program.subprocess, "Popen", lambda words: started.append(words) or Ended())
+    options = study_program._parser().parse_args(["--jobs", "50", "--", "--executor", "slurm"])
+    study_program._run_jobs(settings, ["depth"], tmp_path, options)
+    (words,) = started
+    assert [words[words.index(flag) + 1] for flag in ("--jobs", "--cores", "--executor")] == ["50", "50", "slurm"]
+
+
+class Ended:
+    def wait(self) -> int:
+        return 0
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,9 @@ def _alone(out: Path) -> Iterator[None]:
 def _run_jobs(settings: DictConfig, names: Sequence[str], out: Path, options: argparse.Namespace) -> int:
     jobs.save_settings(settings)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile"), "--directory", str(out)]
-    command += ["--cores", str(options.jobs), "--keep-going", "--rerun-incomplete", "--nolock"]
+    # The first is for this machine; an executor of a cluster asks for the second.
+    command += ["--cores", str(options.jobs), "--jobs", str(options.jobs)]
+    command += ["--keep-going", "--rerun-incomplete", "--nolock"]
     command += ["--rerun-triggers", "mtime", "params", "input", "--scheduler", "greedy", "--quiet", "host", "reason"]
     command += [
         *options.snakemake,
