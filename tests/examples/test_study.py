@@ -17,6 +17,7 @@ import jobs
 import measurements
 import psutil
 import pytest
+import step_times
 import study as study_program
 from experiments import Finetuning, Grid, Measuring, Pretraining, Pruning, Translation
 from omegaconf import OmegaConf
@@ -95,11 +96,49 @@ def test_a_budget_is_updates_by_the_table(settings, tmp_path):
     run = Pretraining("2l_64h", 32, "none", 100, None, 1)
     assert experiments.updates_of(settings, run) == 300 / 0.02
     table = tmp_path / "times.csv"
-    table.write_text("work,size,batch,share,seconds_per_update,processor\npretrain,2l_64h,32,none,0.03,x\n")
+    table.write_text(",".join(experiments.COLUMNS) + "\npretrain,2l_64h,32,none,16,1000,16,0.4,0.03,x\n")
     timed = experiments.load(None, [f"step_times={table}"])
     assert experiments.updates_of(timed, run) == 10000
     with pytest.raises(UserError, match="study-times"):
         experiments.updates_of(timed, Pretraining("3l_64h", 32, "none", 100, None, 1))
+    for other in ("pretrain.length=128", "text.vocabulary=8192", "model.head_width=64", "pretrain.masked=0.15"):
+        with pytest.raises(UserError, match="study-times"):
+            experiments.updates_of(experiments.load(None, [f"step_times={table}", other]), run)
+
+
+def test_a_translation_is_timed_by_its_own_settings():
+    run = Translation("2l_64h", 1)
+    assert experiments.seconds_per_update(experiments.load(None, ["pretrain.length=128"]), run) == 0.05284
+    for other in ("translate.batch_tokens=2048", "translate.most_words=20", "translate.head_width=64"):
+        with pytest.raises(UserError, match="study-times"):
+            experiments.seconds_per_update(experiments.load(None, [other]), run)
+
+
+def test_a_table_of_step_times_is_of_one_processor(tmp_path, monkeypatch):
+    table = tmp_path / "times.csv"
+    settings = experiments.load(None, [f"step_times={table}", f"out={tmp_path}/out"])
+    monkeypatch.setattr(step_times.job, "run", lambda *_: None)
+    monkeypatch.setattr(step_times, "_seconds_per_update", lambda *_: 0.03)
+    monkeypatch.setattr(step_times.machine, "processor", lambda: "Cray-1")
+    step_times.measure(settings)
+    rows = experiments.read_step_times(table)
+    runs = [run for name in experiments.names(settings) for run in experiments.runs_of(settings, name)]
+    timed = [run for run in runs if isinstance(run, (Pretraining, Translation))]
+    assert {experiments.seconds_per_update(settings, run) for run in timed} == {0.03}
+    assert {row["processor"] for row in rows} == {"Cray-1"}
+    monkeypatch.setattr(step_times.machine, "processor", lambda: "Cray-2")
+    step_times.measure(settings)  # nothing is missing
+    longer = experiments.load(None, [f"step_times={table}", f"out={tmp_path}/out", "pretrain.length=32"])
+    with pytest.raises(UserError, match="Cray-1.*Cray-2") as error:
+        step_times.measure(longer)
+    assert "\n" not in str(error.value)
+    assert experiments.read_step_times(table) == rows
+
+
+def test_a_table_of_other_columns_is_refused(tmp_path):
+    (tmp_path / "times.csv").write_text("work,size,batch,share,seconds_per_update,processor\n")
+    with pytest.raises(UserError, match="times.csv.*head_width"):
+        experiments.read_step_times(tmp_path / "times.csv")
 
 
 def test_the_committed_times_are_of_every_run():

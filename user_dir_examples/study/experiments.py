@@ -354,32 +354,50 @@ def _product(grid: DictConfig, part: str, where: str, defaults: dict[str, Any]) 
 # ------------------------------------------------------------------------------------------------ the clock
 
 
-def key_of(settings: DictConfig, run: Pretraining | Translation) -> tuple[str, str, int, str]:
-    """What the time of an update depends on: work, size, batch and sharing."""
+KEY = ("work", "size", "batch", "share", "length", "vocabulary", "head_width", "masked")
+COLUMNS = (*KEY, "seconds_per_update", "processor")
+"""Of the table of step times: what the time of an update depends on, the time, and where it was measured."""
+
+
+def key_of(settings: DictConfig, run: Pretraining | Translation) -> tuple[str, ...]:
+    """The values of KEY, as text. Of translation, sentences are of up to `length` words, in the vocabulary of
+    Tensor2Tensor's problem."""
     if isinstance(run, Translation):
-        return ("translate", run.size, int(settings.translate.batch_tokens), "none")
-    return ("pretrain", run.size, run.batch, run.share)
+        ours = settings.translate
+        values = ("translate", run.size, int(ours.batch_tokens), "none", ours.most_words, "", ours.head_width, "")
+    else:
+        of_text = (settings.pretrain.length, settings.text.vocabulary)
+        values = ("pretrain", run.size, run.batch, run.share, *of_text, settings.model.head_width)
+        values += (settings.pretrain.masked,)
+    return tuple(map(str, values))
 
 
 def seconds_per_update(settings: DictConfig, run: Pretraining | Translation) -> float:
     """What the calibrated clock charges for an update. Raises UserError where it was not measured."""
     if isinstance(settings.step_times, (int, float)):
         return float(settings.step_times)
+    key = key_of(settings, run)
     for row in read_step_times(ROOT / str(settings.step_times)):
-        if (row["work"], row["size"], int(row["batch"]), row["share"]) == key_of(settings, run):
+        if tuple(row[column] for column in KEY) == key:
             return float(row["seconds_per_update"])
+    told = ", ".join(f"{column} {value}" for column, value in zip(KEY, key, strict=True) if value)
     raise UserError(
-        f"{settings.step_times}: the seconds per update of {run.name} are not there; measure them with "
+        f"{settings.step_times}: the seconds per update of {run.name} are not there ({told}); measure them with "
         "`make study-times`."
     )
 
 
 def read_step_times(path: Path) -> list[dict[str, str]]:
-    """The rows of the table; none where there is no such file."""
+    """The rows of the table; none where there is no such file. Raises UserError for a table of other columns."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise UserError(
+                f"{path}: its columns are not {', '.join(COLUMNS)}; remove it and measure anew with `make study-times`."
+            )
+        return list(reader)
 
 
 def updates_of(settings: DictConfig, run: Pretraining) -> int:
