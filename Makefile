@@ -117,8 +117,9 @@ study: $(STAMP) $(if $(EXPERIMENT),$(if $(findstring translation,$(EXPERIMENT)),
 study-times: $(STAMP) $(T2T_STAMP)  ## seconds per update of all that the study trains, on this machine, which should be quiet
 	OMP_NUM_THREADS=1 $(BIN)/python user_dir_examples/study/step_times.py $(CONFIG)
 
-study-publish: $(STAMP)  ## the experiments that the study has finished into docs/results, with the report of all that is there
-	$(BIN)/python user_dir_examples/study/study.py --report-only --publish docs/results
+study-publish: $(STAMP)  ## the experiments that the study has finished into docs/results, with the report of all that is there; EXPERIMENT, CONFIG, SET as of study
+	$(BIN)/python user_dir_examples/study/study.py --report-only --publish docs/results --experiment "$(EXPERIMENT)" \
+		$(if $(CONFIG),--config "$(CONFIG)") $(if $(SET),--set $(SET))
 
 $(SITE_STAMP): constraints/docs.txt
 	rm -rf $(SITE)

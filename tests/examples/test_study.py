@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import random
 import subprocess
 import sys
@@ -16,7 +17,10 @@ import jobs
 import measurements
 import psutil
 import pytest
+import step_times
+import study as study_program
 from experiments import Finetuning, Grid, Measuring, Pretraining, Pruning, Translation
+from omegaconf import OmegaConf
 
 from train_large.errors import UserError
 
@@ -92,11 +96,49 @@ def test_a_budget_is_updates_by_the_table(settings, tmp_path):
     run = Pretraining("2l_64h", 32, "none", 100, None, 1)
     assert experiments.updates_of(settings, run) == 300 / 0.02
     table = tmp_path / "times.csv"
-    table.write_text("work,size,batch,share,seconds_per_update,processor\npretrain,2l_64h,32,none,0.03,x\n")
+    table.write_text(",".join(experiments.COLUMNS) + "\npretrain,2l_64h,32,none,16,1000,16,0.4,0.03,x\n")
     timed = experiments.load(None, [f"step_times={table}"])
     assert experiments.updates_of(timed, run) == 10000
     with pytest.raises(UserError, match="study-times"):
         experiments.updates_of(timed, Pretraining("3l_64h", 32, "none", 100, None, 1))
+    for other in ("pretrain.length=128", "text.vocabulary=8192", "model.head_width=64", "pretrain.masked=0.15"):
+        with pytest.raises(UserError, match="study-times"):
+            experiments.updates_of(experiments.load(None, [f"step_times={table}", other]), run)
+
+
+def test_a_translation_is_timed_by_its_own_settings():
+    run = Translation("2l_64h", 1)
+    assert experiments.seconds_per_update(experiments.load(None, ["pretrain.length=128"]), run) == 0.05284
+    for other in ("translate.batch_tokens=2048", "translate.most_words=20", "translate.head_width=64"):
+        with pytest.raises(UserError, match="study-times"):
+            experiments.seconds_per_update(experiments.load(None, [other]), run)
+
+
+def test_a_table_of_step_times_is_of_one_processor(tmp_path, monkeypatch):
+    table = tmp_path / "times.csv"
+    settings = experiments.load(None, [f"step_times={table}", f"out={tmp_path}/out"])
+    monkeypatch.setattr(step_times.job, "run", lambda *_: None)
+    monkeypatch.setattr(step_times, "_seconds_per_update", lambda *_: 0.03)
+    monkeypatch.setattr(step_times.machine, "processor", lambda: "Cray-1")
+    step_times.measure(settings)
+    rows = experiments.read_step_times(table)
+    runs = [run for name in experiments.names(settings) for run in experiments.runs_of(settings, name)]
+    timed = [run for run in runs if isinstance(run, (Pretraining, Translation))]
+    assert {experiments.seconds_per_update(settings, run) for run in timed} == {0.03}
+    assert {row["processor"] for row in rows} == {"Cray-1"}
+    monkeypatch.setattr(step_times.machine, "processor", lambda: "Cray-2")
+    step_times.measure(settings)  # nothing is missing
+    longer = experiments.load(None, [f"step_times={table}", f"out={tmp_path}/out", "pretrain.length=32"])
+    with pytest.raises(UserError, match="Cray-1.*Cray-2") as error:
+        step_times.measure(longer)
+    assert "\n" not in str(error.value)
+    assert experiments.read_step_times(table) == rows
+
+
+def test_a_table_of_other_columns_is_refused(tmp_path):
+    (tmp_path / "times.csv").write_text("work,size,batch,share,seconds_per_update,processor\n")
+    with pytest.raises(UserError, match="times.csv.*head_width"):
+        experiments.read_step_times(tmp_path / "times.csv")
 
 
 def test_the_committed_times_are_of_every_run():
@@ -127,6 +169,19 @@ def plan(changes):
         (["experiments.dataset_size.pretrain.data=50"], "50"),
         (["experiments.convergence.finetune.checkpoint=0.3"], "0.3"),
         (["experiments.depth.tune=1"], "tune"),
+        (["seeds=1"], r"seeds: 1 .* list"),
+        (["seeds=[a]"], "seeds"),
+        (["pretrain.rates.foo=1"], "pretrain.rates: .*foo"),
+        (["pretrain.rates.32=null"], "pretrain.rates"),
+        (["pretrain.validations=few"], "pretrain.validations: few"),
+        (["pretrain=null"], "pretrain: None"),
+        (["text.files=my.txt"], "text.files: my.txt .* list"),
+        (["task.source=5"], "task.source: 5"),
+        (["experiments=null"], "experiments: None"),
+        (["experiments.depth=null"], "experiments.depth: None"),
+        (["experiments.depth.pretrain=5"], "experiments.depth.pretrain"),
+        (["experiments.depth.pretrain.size=5"], "pretrain.size: 5"),
+        (["experiments.depth.pretrain.target=low"], "pretrain.target: low"),
     ],
 )
 def test_settings_that_cannot_be_are_one_sentence(changes, named):
@@ -141,6 +196,65 @@ def test_a_file_that_is_no_yaml_is_one_sentence(tmp_path):
         experiments.load(tmp_path / "bad.yaml")
     with pytest.raises(UserError, match="nowhere.yaml"):
         experiments.load(tmp_path / "nowhere.yaml")
+
+
+def test_keys_take_the_place_of_a_list_of_keys_and_a_list_that_of_keys():
+    flops = experiments.load(None, ["experiments.flops.pretrain.size=[1l_16h]", "seeds=[1]"])
+    assert [run.size for run in experiments.runs_of(flops, "flops")] == ["1l_16h"]
+    parts = "[{size: 1l_16h}, {size: 2l_16h, batch: 8}]"
+    depth = experiments.load(None, [f"experiments.depth.pretrain={parts}", "seeds=[1]"])
+    assert [(run.size, run.batch) for run in experiments.runs_of(depth, "depth")] == [("1l_16h", 32), ("2l_16h", 8)]
+
+
+def test_a_budget_without_a_unit_is_of_seconds():
+    settings = experiments.load(None, ["step_times=0.02", "budget=60", "translate.budget=30.5"])
+    run = Pretraining("2l_64h", 32, "none", 100, None, 1)
+    assert experiments.updates_of(settings, run) == 60 / 0.02
+    command = jobs.command(settings, run)
+    assert command[command.index("--budget") + 1] == "60"
+    assert settings.translate.budget == "30.5"
+
+
+def test_paths_are_from_the_root_of_the_checkout(tmp_path, monkeypatch):
+    """The jobs run in other folders than the settings were read in."""
+    monkeypatch.chdir(tmp_path)
+    changes = ["text.files=[my.txt,/their.txt]", "task.source=data/my.tsv", "translate.pairs=pairs.tsv"]
+    settings = experiments.load(None, changes)
+    assert list(settings.text.files) == [str(ROOT / "my.txt"), "/their.txt"]
+    assert settings.task.source == str(ROOT / "data" / "my.tsv")
+    assert settings.translate.pairs == str(ROOT / "pairs.tsv")
+    assert (experiments.load().task.source, experiments.load().translate.pairs) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("text", "text.files=[{}]"), ("task", "task.source={}"), ("pairs", "translate.pairs={}")]
+)
+def test_data_depends_on_what_is_in_the_files_of_a_user(tmp_path, name, key):
+    path = tmp_path / "mine"
+
+    def told(*changes):
+        return jobs.settings_of(experiments.load(None, changes), jobs.Data(name))
+
+    with pytest.raises(UserError, match=str(path)):
+        told(key.format(path))
+    path.write_text("one")
+    before = told(key.format(path))
+    assert told(key.format(path)) == before
+    path.write_text("two")
+    assert told(key.format(path)) != before
+    path.unlink()
+    path.mkdir()
+    (path / "train.tsv").write_text("one")
+    before = told(key.format(path))
+    (path / "train.tsv").rename(path / "dev.tsv")
+    assert told(key.format(path)) != before
+
+
+def test_data_of_the_pocket_study_is_what_it_was(settings):
+    """Studies that were made before files of a user were looked into stay valid."""
+    for name, part in (("text", settings.text), ("task", settings.task), ("pairs", settings.translate)):
+        told = json.dumps(OmegaConf.to_container(part), sort_keys=True)
+        assert jobs.settings_of(settings, jobs.Data(name)) == told
 
 
 def test_what_a_job_depends_on(settings):
@@ -295,9 +409,10 @@ def wait_for(happens, process) -> None:
 
 @pytest.mark.slow
 def test_a_job_that_fails_takes_no_other_down(own, tmp_path):
-    """A pretraining is made to fail by a folder that lies where its log is to be."""
+    """A pretraining is made to fail by a folder that lies where its lock is to be."""
     name = Pretraining("1l_16h", 32, "none", 100, None, 1).name
-    (tmp_path / "out" / "pretrain" / name / "log.txt").mkdir(parents=True)
+    lock = tmp_path / "out" / "locks" / f"pretrain.{name}"
+    lock.mkdir(parents=True)
     output = study(own, "--experiment", "depth", status=1)
     other = Pretraining("2l_16h", 32, "none", 100, None, 1).name
     results = tmp_path / "out" / "results"
@@ -307,10 +422,26 @@ def test_a_job_that_fails_takes_no_other_down(own, tmp_path):
     assert "no experiment is finished" in output.splitlines()[-1]
     assert not (tmp_path / "docs").exists()
     before = (tmp_path / "out" / "pretrain" / other / "run.jsonl").read_bytes()
-    (tmp_path / "out" / "pretrain" / name / "log.txt").rmdir()
+    lock.rmdir()
     study(own, "--experiment", "depth")
     assert {point.run for point in measurements.read(results / "depth", measurements.Point)} == {name, other}
     assert (tmp_path / "out" / "pretrain" / other / "run.jsonl").read_bytes() == before
+
+
+def test_a_cluster_is_told_how_many_jobs_at_a_time(own, tmp_path, monkeypatch):
+    """An executor of a cluster does nothing without --jobs; --cores is for this machine."""
+    settings = experiments.load(MINIATURE, own)
+    started = []
+    monkeypatch.setattr(study_program.subprocess, "Popen", lambda words: started.append(words) or Ended())
+    options = study_program._parser().parse_args(["--jobs", "50", "--", "--executor", "slurm"])
+    study_program._run_jobs(settings, ["depth"], tmp_path, options)
+    (words,) = started
+    assert [words[words.index(flag) + 1] for flag in ("--jobs", "--cores", "--executor")] == ["50", "50", "slurm"]
+
+
+class Ended:
+    def wait(self) -> int:
+        return 0
 
 
 @pytest.mark.parametrize(
@@ -318,6 +449,8 @@ def test_a_job_that_fails_takes_no_other_down(own, tmp_path):
     [
         (("--experiment", "dept"), [], "dept"),
         ((), ["budget=never"], "never"),
+        (("--experiment", "depth"), ["text.files=[nowhere.txt]"], "nowhere.txt"),
+        (("--experiment", "depth"), ["step_times=nowhere.csv"], "nowhere.csv"),
         (("--config", "nowhere.yaml"), [], "nowhere.yaml"),
         (("--against", "nowhere"), [], "--against nowhere"),
     ],

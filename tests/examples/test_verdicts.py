@@ -8,10 +8,11 @@ from pathlib import Path
 
 import measurements
 import pytest
+import study_results
 import verdicts
 from hypothesis import given
 from hypothesis import strategies as st
-from measurements import Memory, Point
+from measurements import Accuracy, Error, Memory, Point
 from scipy import stats
 from verdicts import Comparison
 
@@ -152,3 +153,87 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "curves.csv").write_text("a,b\n1,2\n")
     with pytest.raises(measurements.UserError, match="curves.csv"):
         measurements.read(tmp_path, Point)
+
+
+# ------------------------------------------------------------------------------------------------ parts of a study
+
+FOUR_BITS = "Larger models lose less accuracy at 4 bits."
+PRUNED = "Larger models can be pruned more."
+DEEP = "Deep models can be pruned more than wide ones."
+FRONTIER = "Large models, heavily compressed, beat small ones at the same memory."
+BOTH = "Pruning and quantizing together are best."
+CONVERGENCE = "Convergence does not change compressibility."
+OF_ACCURACY = {FOUR_BITS, PRUNED, DEEP, FRONTIER, BOTH, CONVERGENCE}
+
+
+@pytest.mark.parametrize(
+    ("has", "lacking"),
+    [
+        (lambda row: True, set()),
+        (lambda row: row.bits in (32, 8), {FOUR_BITS, CONVERGENCE}),
+        (lambda row: row.bits in (8, 4), OF_ACCURACY),
+        (lambda row: row.sparsity == 0, {PRUNED, DEEP, BOTH}),
+        (lambda row: row.sparsity <= 0.45, {DEEP}),
+    ],
+    ids=["all", "no 4 bits", "not whole", "not pruned", "little pruned"],
+)
+def test_a_claim_whose_levels_were_not_measured_is_not_told(tmp_path, has, lacking):
+    for name in ("compression", "convergence", "weight_error"):
+        rows = study_results.rows(name)
+        measurements.write([row for row in rows if not isinstance(row, (Accuracy, Error)) or has(row)], tmp_path / name)
+    words = {verdict.claim: verdict.in_words for verdict in verdicts.judge(tmp_path)}
+    assert {claim for claim in OF_ACCURACY if words[claim] == "not measured"} == lacking
+
+
+def test_a_size_not_yet_finetuned_from_the_end_is_left_out(tmp_path):
+    rows = study_results.rows("convergence")
+    sizes = [row.size for row in rows]
+    last = sizes[-1]
+    measurements.write([row for row in rows if (row.size, row.checkpoint) != (last, 1.0)], tmp_path / "convergence")
+    told = [comparison.what for comparison in verdicts.convergence(tmp_path)]
+    assert len(told) == 2 * (len(set(sizes)) - 1)
+    assert not any(last in what for what in told)
+
+
+def entry(seed: int, sparsity: float, bits: int, accuracy: float, size: int, hidden: int = 128) -> Accuracy:
+    (model,) = {row for row in study_results.compressed(f"2l_{hidden}h", seed, pruned=False) if row.bits == 32}
+    return replace(model, sparsity=sparsity, bits=bits, accuracy=accuracy, bytes=size)
+
+
+def test_of_those_as_good_by_the_other_seeds_the_smaller_is_taken(tmp_path):
+    """At seed 3 two entries of the larger model tie by the others, and the one of more bytes is better at seed 3."""
+    rows = [entry(seed, 0.0, 32, 0.5, 1000, hidden=64) for seed in (1, 2, 3)]
+    for seed, (few, many) in {1: (0.6, 0.7), 2: (0.7, 0.6), 3: (0.55, 0.75)}.items():
+        rows += [entry(seed, 0.0, 32, 0.8, 4000), entry(seed, 0.9, 8, few, 800), entry(seed, 0.6, 8, many, 900)]
+    measurements.write(rows, tmp_path / "compression")
+    (comparison,) = verdicts.frontier(tmp_path)
+    # By the others: at seed 1 (0.7 + 0.55) and (0.6 + 0.75), at seed 2 (0.6 + 0.55) and (0.7 + 0.75), at seed 3 a tie.
+    assert comparison.values == pytest.approx((20, 10, 5))
+
+
+def test_gains_in_time_are_paired_by_seed(tmp_path):
+    """The first step was measured at seeds 1 and 2, the last at 2 and 3: seed 2 alone tells."""
+    speed = {(8, 1): 1, (8, 2): 1, (32, 1): 9, (32, 2): 4, (32, 3): 4, (128, 2): 6, (128, 3): 30}
+    rows = [
+        replace(p, batch=batch) for (batch, seed), of_seed in speed.items() for p in power("2l_128h", seed, of_seed)
+    ]
+    measurements.write(rows, tmp_path / "batch_size")
+    (comparison,) = verdicts.batch_time(tmp_path)
+    first, last = (
+        verdicts.sooner({2: power("2l_128h", 2, speed[a, 2])}, {2: power("2l_128h", 2, speed[b, 2])}, "seconds").values[
+            0
+        ]
+        for a, b in ((8, 32), (32, 128))
+    )
+    assert comparison.values == pytest.approx((first - last,))
+
+
+def test_gains_with_little_data_are_paired_by_size(tmp_path):
+    """Of each amount of text another size is missing."""
+    sizes = {100.0: ("2l_32h", "2l_64h"), 1.0: ("2l_32h", "2l_128h")}
+    rows = [replace(p, data=data) for data, names in sizes.items() for name in names for p in power(name, 1, len(name))]
+    measurements.write(rows, tmp_path / "dataset_size")
+    assert list(verdicts.small_data(tmp_path)) == []
+    rows += [replace(p, data=1.0) for p in power("2l_64h", 1, 4.0)]
+    measurements.write(rows, tmp_path / "dataset_size")
+    assert [comparison.what[:22] for comparison in verdicts.small_data(tmp_path)] == ["gain of 2l_64h over 2l"]

@@ -139,12 +139,14 @@ Run = Pretraining | Finetuning | Grid | Pruning | Measuring | MemoryRun | Transl
 def load(config: Path | None = None, changes: Sequence[str] = ()) -> DictConfig:
     """The settings: the common ones, each experiment's pocket.yaml, the file `config` and `changes` (key=value).
 
-    Raises UserError for a file that cannot be read, a key that does not exist, and values that cannot be."""
+    Paths are from the checkout's root. Raises UserError for a file that cannot be read, a key that does not exist, and
+    values that cannot be."""
     common = OmegaConf.load(COMMON)
     assert isinstance(common, DictConfig)
     for path in sorted(EXAMPLES.glob("*/pocket.yaml")):
         if path != COMMON:
             common.experiments[path.parent.name] = OmegaConf.load(path)
+    defaults = OmegaConf.to_container(common)
     OmegaConf.set_struct(common, True)
     for part in ("pretrain.rates", "experiments"):
         OmegaConf.set_struct(OmegaConf.select(common, part), False)  # a rate for another batch, an experiment of yours
@@ -158,6 +160,7 @@ def load(config: Path | None = None, changes: Sequence[str] = ()) -> DictConfig:
         raise
     for layer in [*theirs, *([OmegaConf.from_dotlist(list(changes))] if changes else [])]:
         try:
+            _clear_for(layer, common)
             common = OmegaConf.merge(common, layer)
         except (OmegaConfBaseException, ValueError) as error:
             where = str(config) if layer in theirs else "SET"
@@ -165,10 +168,65 @@ def load(config: Path | None = None, changes: Sequence[str] = ()) -> DictConfig:
                 f"{where}: {_first_line(error)}; {COMMON.relative_to(ROOT)} lists the keys that exist."
             ) from None
     assert isinstance(common, DictConfig)
-    # Keys of SET are text: the rate of another batch, or another rate, stands under its number.
-    common.pretrain.rates = {int(batch): rate for batch, rate in common.pretrain.rates.items()}
+    for key in ("budget", "translate.budget"):
+        if isinstance(OmegaConf.select(common, key), (int, float)):  # of seconds
+            OmegaConf.update(common, key, str(OmegaConf.select(common, key)))
+    _check_kinds(defaults, OmegaConf.to_container(common))
+    common.pretrain.rates = _rates(common.pretrain.rates)
+    # The jobs run in other folders.
+    common.text.files = [str(ROOT / path) for path in common.text.files]
+    for part, key in (("task", "source"), ("translate", "pairs")):
+        if common[part][key] is not None:
+            common[part][key] = str(ROOT / common[part][key])
     _check(common)
     return common
+
+
+def _clear_for(layer: DictConfig | ListConfig, common: DictConfig) -> None:
+    """A part of a grid is keys or a list of such; one takes the other's place whole, which merging them refuses."""
+    theirs = OmegaConf.select(layer, "experiments")
+    for name, grid in theirs.items() if isinstance(theirs, DictConfig) else ():
+        ours = common.experiments.get(name)
+        if isinstance(grid, DictConfig) and isinstance(ours, DictConfig):
+            for part in set(grid) & set(ours):
+                if isinstance(grid[part], ListConfig) != isinstance(ours[part], ListConfig):
+                    ours.pop(part)
+
+
+def _rates(rates: DictConfig) -> dict[int, float]:
+    """By batch size as a number: a key of SET is text. Raises UserError for one that is no number."""
+    try:
+        found = {int(batch): rate for batch, rate in rates.items()}
+    except ValueError:
+        found = {}
+    if not found or not all(isinstance(rate, (int, float)) for rate in found.values()):
+        raise UserError(f"pretrain.rates: {rates} should be a rate for each batch size, such as {{32: 0.003}}.")
+    return found
+
+
+def _check_kinds(defaults: dict[str, Any], settings: dict[str, Any], where: str = "") -> None:
+    """Raises UserError where a value is of another kind than pocket.yaml's."""
+    for key, default in defaults.items():
+        value, name = settings[key], f"{where}{key}"
+        if isinstance(default, dict):
+            if not isinstance(value, dict):
+                raise UserError(f"{name}: {value} should be keys with values; {COMMON.relative_to(ROOT)} has its keys.")
+            if name not in ("experiments", "pretrain.rates"):
+                _check_kinds(default, value, f"{name}.")
+        elif isinstance(default, list):
+            kind = type(default[0]) if default else str
+            if not isinstance(value, list) or not all(_is_like(each, kind) for each in value):
+                example = default or ["my.txt"]
+                raise UserError(f"{name}: {value} should be a list in square brackets, such as {example}.")
+        elif default is None:
+            if not (value is None or isinstance(value, str)):
+                raise UserError(f"{name}: {value} should be the path of a file, or null.")
+        elif not _is_like(value, type(default)) and not (name == "step_times" and _is_like(value, float)):
+            raise UserError(f"{name}: {value} is not of the kind of {default}, as {COMMON.relative_to(ROOT)} has it.")
+
+
+def _is_like(value: Any, kind: type) -> bool:
+    return isinstance(value, str if kind is str else (int, float))
 
 
 def _first_line(error: Exception) -> str:
@@ -205,12 +263,15 @@ _KEYS = {
     "translate": {"size", "seed"},
     "memory": {"share", "seed"},
 }
+_TEXTS = {"size", "share"}
 
 
 def runs_of(settings: DictConfig, experiment: str) -> list[Run]:
     """Every run of an experiment, after those that it needs. Raises UserError for keys and values that cannot be."""
     grid = settings.experiments[experiment]
     where = f"experiments.{experiment}"
+    if not isinstance(grid, DictConfig):
+        raise UserError(f"{where}: {grid} should be keys with values, such as pretrain: {{size: [2l_64h]}}.")
     unknown = set(grid) - {*_KEYS, "prune", "measure", "select"}
     if unknown:
         raise UserError(f"{where}.{min(unknown)}: there is no such key.")
@@ -272,7 +333,7 @@ def _product(grid: DictConfig, part: str, where: str, defaults: dict[str, Any]) 
         return
     parts = grid[part] if isinstance(grid[part], ListConfig) else [grid[part]]
     for each in parts:
-        given = OmegaConf.to_container(each, resolve=True) if each is not None else {}
+        given = OmegaConf.to_container(each, resolve=True) if isinstance(each, (DictConfig, ListConfig)) else each or {}
         if not isinstance(given, dict):
             raise UserError(f"{where}.{part}: it should be keys with values, such as size: [2l_64h].")
         unknown = set(given) - _KEYS[part]
@@ -282,6 +343,10 @@ def _product(grid: DictConfig, part: str, where: str, defaults: dict[str, Any]) 
         if part in ("pretrain", "translate") and "size" not in values:
             raise UserError(f"{where}.{part}.size: the sizes are missing, such as size: [2l_64h].")
         lists = [value if isinstance(value, list) else [value] for value in values.values()]
+        for key, value in ((key, value) for key, each in zip(values, lists, strict=True) for value in each):
+            if isinstance(value, str) != (key in _TEXTS) and not (key == "target" and value is None):
+                kind = "text" if key in _TEXTS else "a number"
+                raise UserError(f"{where}.{part}.{key}: {value} should be {kind}.")
         for combination in itertools.product(*lists):
             yield dict(zip(values, combination, strict=True))
 
@@ -289,32 +354,50 @@ def _product(grid: DictConfig, part: str, where: str, defaults: dict[str, Any]) 
 # ------------------------------------------------------------------------------------------------ the clock
 
 
-def key_of(settings: DictConfig, run: Pretraining | Translation) -> tuple[str, str, int, str]:
-    """What the time of an update depends on: work, size, batch and sharing."""
+KEY = ("work", "size", "batch", "share", "length", "vocabulary", "head_width", "masked")
+COLUMNS = (*KEY, "seconds_per_update", "processor")
+"""Of the table of step times: what the time of an update depends on, the time, and where it was measured."""
+
+
+def key_of(settings: DictConfig, run: Pretraining | Translation) -> tuple[str, ...]:
+    """The values of KEY, as text. Of translation, sentences are of up to `length` words, in the vocabulary of
+    Tensor2Tensor's problem."""
     if isinstance(run, Translation):
-        return ("translate", run.size, int(settings.translate.batch_tokens), "none")
-    return ("pretrain", run.size, run.batch, run.share)
+        ours = settings.translate
+        values = ("translate", run.size, int(ours.batch_tokens), "none", ours.most_words, "", ours.head_width, "")
+    else:
+        of_text = (settings.pretrain.length, settings.text.vocabulary)
+        values = ("pretrain", run.size, run.batch, run.share, *of_text, settings.model.head_width)
+        values += (settings.pretrain.masked,)
+    return tuple(map(str, values))
 
 
 def seconds_per_update(settings: DictConfig, run: Pretraining | Translation) -> float:
     """What the calibrated clock charges for an update. Raises UserError where it was not measured."""
     if isinstance(settings.step_times, (int, float)):
         return float(settings.step_times)
+    key = key_of(settings, run)
     for row in read_step_times(ROOT / str(settings.step_times)):
-        if (row["work"], row["size"], int(row["batch"]), row["share"]) == key_of(settings, run):
+        if tuple(row[column] for column in KEY) == key:
             return float(row["seconds_per_update"])
+    told = ", ".join(f"{column} {value}" for column, value in zip(KEY, key, strict=True) if value)
     raise UserError(
-        f"{settings.step_times}: the seconds per update of {run.name} are not there; measure them with "
+        f"{settings.step_times}: the seconds per update of {run.name} are not there ({told}); measure them with "
         "`make study-times`."
     )
 
 
 def read_step_times(path: Path) -> list[dict[str, str]]:
-    """The rows of the table; none where there is no such file."""
+    """The rows of the table; none where there is no such file. Raises UserError for a table of other columns."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise UserError(
+                f"{path}: its columns are not {', '.join(COLUMNS)}; remove it and measure anew with `make study-times`."
+            )
+        return list(reader)
 
 
 def updates_of(settings: DictConfig, run: Pretraining) -> int:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import about
 import experiments
+import job
 import jobs
 import measurements
 import translation
 from experiments import Finetuning, Measuring, MemoryRun, Pretraining, Translation
-from job import DONE
 from omegaconf import DictConfig
 
 from train_large import runlog, sizes
@@ -25,16 +25,32 @@ def gather(settings: DictConfig, names: Sequence[str], results: Path) -> dict[st
     missing = {}
     for name in names:
         plan = jobs.all_jobs(settings, [name])
-        finished = {path: jobs.study_folder(settings) / path / DONE for path in plan}
-        undone = [path for path, done in finished.items() if not done.exists()]
-        rows = [row for path, job in plan.items() if path not in undone for row in rows_of(settings, name, job.work)]
+        done = finished(settings, plan)
+        rows = [row for path in plan if path in done for row in rows_of(settings, name, plan[path].work)]
         measurements.write(rows, results / name)
         if rows:
-            last = max(done.stat().st_mtime for path, done in finished.items() if path not in undone)
+            last = max((jobs.study_folder(settings) / path / job.DONE).stat().st_mtime for path in done)
             about.write(about.facts(settings, last), results / name)
-        if undone:
-            missing[name] = sorted(undone)
+        if len(done) < len(plan):
+            missing[name] = sorted(set(plan) - done)
     return missing
+
+
+def finished(settings: DictConfig, plan: Mapping[str, jobs.Job]) -> set[str]:
+    """The jobs that are done with the settings and the inputs that they would have now, and whose inputs are too."""
+    counts: dict[str, bool] = {}
+
+    def of(path: str) -> bool:
+        if path not in counts:
+            folder = jobs.study_folder(settings) / path
+            counts[path] = (
+                (folder / job.DONE).exists()
+                and all(of(need) for need in plan[path].needs)
+                and job.made_from(folder) == job.identity(settings, plan[path])
+            )
+        return counts[path]
+
+    return {path for path in plan if of(path)}
 
 
 def rows_of(settings: DictConfig, experiment: str, work: jobs.Work) -> Iterator[Any]:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import experiments
 import jobs
 from omegaconf import DictConfig
+from processes import started
 
 from train_large.errors import UserError
 from train_large.files import whole
@@ -46,21 +46,33 @@ def run(settings: DictConfig, job: jobs.Job) -> None:
     locks = jobs.study_folder(settings) / "locks"
     locks.mkdir(exist_ok=True)
     with open(locks / job.path.replace("/", "."), "w") as lock:
-        # Held by the process that is started too: where only its parent was killed, it is waited for here.
+        # Held by every process that is started too: where only its parent was killed, it is waited for here.
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = identity(settings, job)
-        found = folder / MADE
-        if found.exists() and found.read_text() != made:
-            shutil.rmtree(folder)
+        if made_from(folder) != made:
+            _remove(folder)
             folder.mkdir()
+            with whole(folder / MADE) as aside:
+                aside.write_text(made)
         finished = folder / ".finished"
         if not finished.exists():
-            if not found.exists():
-                with whole(found) as aside:
-                    aside.write_text(made)
             _execute(jobs.command(settings, job.work), folder / LOG, lock.fileno(), job.path)
             finished.touch()
     (folder / DONE).touch()
+
+
+def _remove(folder: Path) -> None:
+    """All of it or nothing: a removal that is killed leaves no part of it under its name."""
+    aside = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
+def made_from(folder: Path) -> str | None:
+    """The identity of the job that left what is in this folder; None where nothing says so."""
+    path = folder / MADE
+    return path.read_text() if path.exists() else None
 
 
 def identity(settings: DictConfig, job: jobs.Job) -> str:
@@ -75,24 +87,13 @@ def identity(settings: DictConfig, job: jobs.Job) -> str:
 
 
 def _execute(command: list[str], log: Path, lock: int, name: str) -> None:
-    with open(log, "ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=environment(),
-            pass_fds=(lock,),
-            start_new_session=True,  # Ctrl-C is handed on below, as what a budgeted run saves itself at
-        )
-        asked = []
-
-        def hand_on(signum: int, frame: object) -> None:
-            asked.append(signum)
-            process.send_signal(signal.SIGTERM)
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, hand_on)
+    options = {
+        "stdin": subprocess.DEVNULL,
+        "env": environment(),
+        "pass_fds": (lock,),
+        "start_new_session": True,  # Ctrl-C comes as SIGTERM, as what a budgeted run saves itself at
+    }
+    with open(log, "ab") as output, started(command, stdout=output, stderr=output, **options) as (process, asked):
         status = process.wait()
     if status and asked:
         raise UserError(f"{name} was stopped; the next run goes on from what it saved.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -298,6 +299,9 @@ def settings_of(settings: DictConfig, work: Work) -> str:
     match work:
         case Data():
             parts = every[{"text": "text", "task": "task", "pairs": "translate"}[work.name]]
+            files = _own_files(settings, work.name)
+            if files:
+                parts = [parts, [_digest(path) for path in files]]
         case Pretraining():
             parts = [every["budget"], every["model"], pretrain, rates[work.batch]]
             parts.append(experiments.seconds_per_update(settings, work))
@@ -308,6 +312,29 @@ def settings_of(settings: DictConfig, work: Work) -> str:
         case _:
             parts = [every["prune"], every["measure"], every["memory"]]
     return json.dumps(parts, sort_keys=True)
+
+
+def _own_files(settings: DictConfig, name: str) -> list[Path]:
+    """The files or folders of the user that this data is made from; none: the pocket study's own."""
+    given = {"text": settings.text.files, "task": [settings.task.source], "pairs": [settings.translate.pairs]}[name]
+    return [Path(path) for path in given if path is not None]
+
+
+def _digest(path: Path) -> str:
+    """Of a file, or of all files of a folder with their names. Raises UserError where it cannot be read."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    whole = hashlib.sha256()
+    for each in files:
+        try:
+            with each.open("rb") as file:
+                of_file = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(
+                f"{each}: it cannot be read ({error.strerror}); text.files, task.source and translate.pairs name what "
+                "a study is made from."
+            ) from None
+        whole.update(f"{each.relative_to(path)} {of_file}\n".encode())
+    return whole.hexdigest()
 
 
 def find(settings: DictConfig, path: str) -> Job:

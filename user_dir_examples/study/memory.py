@@ -17,6 +17,7 @@ import experiments
 import jobs
 import numpy
 from omegaconf import DictConfig
+from processes import started
 
 from train_large.data.binary import binarize
 from train_large.errors import UserError
@@ -63,9 +64,13 @@ def random_text(settings: DictConfig, data: Path, seed: int) -> None:
 def peak_bytes(command: list[str]) -> int:
     """The largest resident memory of a process, in bytes. Raises UserError if it fails."""
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        # It takes over the files that this process was given, the lock of job.py among them.
+        with started(command, close_fds=False, **options) as (process, asked):
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if asked:
+            raise UserError("fairseq-train was stopped.")
         if process.returncode:
             output.seek(0)
             said = output.read().decode(errors="replace").strip().splitlines() or ["it printed nothing"]

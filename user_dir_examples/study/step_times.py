@@ -1,8 +1,8 @@
 """Seconds per update of everything that a study trains, measured on this machine, one at a time, on one core
 (`make study-times`; section 2.2). The calibrated clock goes by the table, so it is to be made where nothing else runs.
 
-python step_times.py [CONFIG] writes settings.step_times: one row for each size, batch and sharing; a row that is there
-is not measured again.
+python step_times.py [CONFIG] writes settings.step_times: one row for each size, batch, sharing and what else an update
+takes its time for; a row that is there is not measured again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from train_large import machine, runlog
 from train_large.errors import UserError
 from train_large.files import whole
 
-COLUMNS = ("work", "size", "batch", "share", "seconds_per_update", "processor")
 SETTLE = 0.5  # the share of a short run that is left out: its first updates are slower
 SECONDS = {"pretrain": 12, "translate": 40}
 
@@ -44,13 +43,15 @@ def main() -> int:
 
 
 def measure(settings: DictConfig) -> None:
-    """Add to the table what is not in it. Raises UserError where a run fails or settings give a number for all."""
+    """Add to the table what is not in it. Raises UserError where a run fails, settings give a number for all, or the
+    table is another processor's: budgets by both would not be the same."""
     if isinstance(settings.step_times, (int, float)):
         raise UserError("step_times: it is a number, and goes for every run; name a file to measure into.")
     jobs.save_settings(settings)
     path = experiments.ROOT / settings.step_times
     rows = experiments.read_step_times(path)
-    known = {(row["work"], row["size"], int(row["batch"]), row["share"]) for row in rows}
+    known = {tuple(row[column] for column in experiments.KEY) for row in rows}
+    here, others = machine.processor(), {row["processor"] for row in rows}
     runs = [run for name in experiments.names(settings) for run in experiments.runs_of(settings, name)]
     for run in runs:
         if not isinstance(run, (Pretraining, Translation)):
@@ -58,6 +59,11 @@ def measure(settings: DictConfig) -> None:
         key = experiments.key_of(settings, run)
         if key in known:
             continue
+        if others - {here}:
+            raise UserError(
+                f"{settings.step_times}: it was measured on {', '.join(sorted(others))}, and {run.name}, which is not "
+                f"in it, would be on {here}; name another file under step_times to measure everything here."
+            )
         known.add(key)
         job.run(settings, jobs.job_of(jobs.Data("text" if isinstance(run, Pretraining) else "pairs")))
         with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +72,7 @@ def measure(settings: DictConfig) -> None:
             else:
                 command = translating(settings, run, Path(folder))
             seconds = _seconds_per_update(command, Path(folder))
-        rows.append(dict(zip(COLUMNS, (*map(str, key), f"{seconds:.5g}", machine.processor()), strict=True)))
+        rows.append(dict(zip(experiments.COLUMNS, (*key, f"{seconds:.5g}", here), strict=True)))
         print(f"{run.name}: {1000 * seconds:.1f} ms an update", flush=True)
         _write(path, rows)
 
@@ -107,9 +113,9 @@ def _seconds_per_update(command: list[str], folder: Path) -> float:
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, experiments.COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: [row[column] for column in COLUMNS]))
+        writer.writerows(sorted(rows, key=lambda row: [row[column] for column in experiments.COLUMNS]))
 
 
 if __name__ == "__main__":

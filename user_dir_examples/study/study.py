@@ -63,7 +63,9 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--against {options.against}: there is no such folder; give results, as docs/results/pocket.")
     settings = experiments.load(options.config, options.set)
     names = experiments.names(settings, options.experiment)
-    jobs.all_jobs(settings, names)  # before anything is run
+    plan = jobs.all_jobs(settings, names)
+    for job in plan.values() if not options.report_only else ():  # before anything is run
+        jobs.settings_of(settings, job.work)
     out = jobs.study_folder(settings)
     out.mkdir(parents=True, exist_ok=True)
     status = 0
@@ -114,7 +116,9 @@ def _alone(out: Path) -> Iterator[None]:
 def _run_jobs(settings: DictConfig, names: Sequence[str], out: Path, options: argparse.Namespace) -> int:
     jobs.save_settings(settings)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile"), "--directory", str(out)]
-    command += ["--cores", str(options.jobs), "--keep-going", "--rerun-incomplete", "--nolock"]
+    # The first is for this machine; an executor of a cluster asks for the second.
+    command += ["--cores", str(options.jobs), "--jobs", str(options.jobs)]
+    command += ["--keep-going", "--rerun-incomplete", "--nolock"]
     command += ["--rerun-triggers", "mtime", "params", "input", "--scheduler", "greedy", "--quiet", "host", "reason"]
     command += [
         *options.snakemake,

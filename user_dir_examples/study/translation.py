@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from types import ModuleType
 import experiments
 import jobs
 from omegaconf import DictConfig
+from processes import started
 
 from train_large import runlog
 from train_large.budget import parse_duration
@@ -118,15 +118,24 @@ def translate(settings: DictConfig, run: experiments.Translation) -> None:
 
 
 def _is_trained(folder: Path) -> bool:
+    """Whether the budget ended it: a run that was stopped by SIGTERM has logged a stop too, and is to go on."""
     log = folder / runlog.NAME
-    return log.exists() and any(line["kind"] == "stop" for line in runlog.read(str(log))[-1:])
+    lines = runlog.read(str(log)) if log.exists() else []
+    ends = [line for line in lines if line["kind"] in ("start", "resume", "stop")][-1:]
+    return any(line["kind"] == "stop" and line["reason"] == "budget" for line in ends)
 
 
 def call(command: list[str]) -> None:
-    """Run it. Raises UserError if it fails; what it said went where this process's own words go."""
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        raise UserError(f"{Path(command[-1]).name if len(command) < 4 else command[4]} failed with {done.returncode}.")
+    """Run it. Raises UserError if it fails or is stopped; what it said went where this process's own words go.
+
+    It takes over the files that this process was given, the lock of job.py among them."""
+    with started(command, close_fds=False) as (process, asked):
+        status = process.wait()
+    name = Path(command[-1]).name if len(command) < 4 else command[4]
+    if asked:
+        raise UserError(f"{name} was stopped.")
+    if status:
+        raise UserError(f"{name} failed with {status}.")
 
 
 def scores(folder: Path) -> dict:

@@ -159,13 +159,18 @@ def _name(curves: Curves) -> str:
 
 def sooner(small: Curves, large: Curves, of: str, names: tuple[str, str] | None = None) -> Comparison:
     """How much sooner `large` comes to the lowest perplexity that both come to: the logarithm of the ratio."""
-    values = []
-    for seed in _seeds(small, large):
-        level = max(lowest(small[seed]), lowest(large[seed]))
-        values.append(math.log(max(cost(small[seed], level, of), 1e-9) / max(cost(large[seed], level, of), 1e-9)))
+    values = tuple(_sooner(small, large, of).values())
     first, second = names or (_name(small), _name(large))
     unit = {"updates": "updates", "seconds": "seconds", "flops": "FLOPs"}[of]
-    return Comparison(f"{unit} of {first} / {unit} of {second}, to the same perplexity", "ln ratio", tuple(values))
+    return Comparison(f"{unit} of {first} / {unit} of {second}, to the same perplexity", "ln ratio", values)
+
+
+def _sooner(small: Curves, large: Curves, of: str) -> dict[int, float]:
+    found = {}
+    for seed in _seeds(small, large):
+        level = max(lowest(small[seed]), lowest(large[seed]))
+        found[seed] = math.log(max(cost(small[seed], level, of), 1e-9) / max(cost(large[seed], level, of), 1e-9))
+    return found
 
 
 def better(worse: Curves, better_one: Curves, what: str) -> Comparison:
@@ -236,9 +241,8 @@ def batch_updates(results: Path) -> Iterable[Comparison]:
 def batch_time(results: Path) -> Iterable[Comparison]:
     sizes = _batches(results)
     if len(sizes) > 2:
-        first, last = (sooner(*pair, "seconds", _batch_names(*pair)) for pair in (sizes[:2], sizes[-2:]))
-        seeds = min(len(first.values), len(last.values))
-        values = tuple(first.values[i] - last.values[i] for i in range(seeds))
+        first, last = (_sooner(*pair, "seconds") for pair in (sizes[:2], sizes[-2:]))
+        values = tuple(first[seed] - last[seed] for seed in _seeds(first, last))
         what = f"gain in time from {' to '.join(_batch_names(*sizes[:2]))}, less that from "
         yield Comparison(what + " to ".join(_batch_names(*sizes[-2:])), "ln ratio", values)
 
@@ -253,18 +257,19 @@ def _batch_names(*sizes: Curves) -> tuple[str, str]:
 
 
 def small_data(results: Path) -> Iterable[Comparison]:
-    """The gain of the size that is best on all of the text over the smallest: with a hundredth of it, less."""
+    """The gain of each size over the smallest, of those that were trained on all of the text and on the least."""
     shares = sorted({point.data for point in measurements.read(results / "dataset_size", Point)})
     if len(shares) < 2:
         return
-    whole, least = (curves(results, "dataset_size", data=share) for share in (shares[-1], shares[0]))
-    if len(whole) != len(least) or len(whole) < 2:
-        return
-    for place in range(1, len(whole)):
-        gains = [_gains(of_share[0], of_share[place]) for of_share in (whole, least)]
+    whole, least = (
+        {_name(size): size for size in curves(results, "dataset_size", data=share)} for share in (shares[-1], shares[0])
+    )
+    names = [name for name in whole if name in least]
+    for name in names[1:]:
+        gains = [_gains(of_share[names[0]], of_share[name]) for of_share in (whole, least)]
         values = tuple(gains[0][seed] - gains[1][seed] for seed in _seeds(*gains))
-        what = f"gain of {_name(whole[place])} over {_name(whole[0])} with {shares[-1]:g} % of the text, less that with"
-        yield Comparison(f"{what} {shares[0]:g} %", "ln ratio", values)
+        what = f"gain of {name} over {names[0]} with {shares[-1]:g} % of the text, less that with {shares[0]:g} %"
+        yield Comparison(what, "ln ratio", values)
 
 
 def sharing_memory(results: Path) -> Iterable[Comparison]:
@@ -293,8 +298,11 @@ def sharing_slows(results: Path) -> Iterable[Comparison]:
 # ------------------------------------------------------------------------------------------------ accuracies
 
 
-Accuracies = dict[int, dict[tuple[float, int], Accuracy]]
-"""One size's accuracies: by seed, then by sparsity and bits."""
+Levels = dict[tuple[float, int], Accuracy]
+"""One model's accuracies by sparsity and bits."""
+Accuracies = dict[int, Levels]
+"""One size's, by seed."""
+WHOLE = (0.0, 32)
 
 
 def accuracies(results: Path, experiment: str, **wanted: object) -> dict[str, Accuracies]:
@@ -306,9 +314,23 @@ def accuracies(results: Path, experiment: str, **wanted: object) -> dict[str, Ac
     return grouped
 
 
-def drop(of_seed: dict[tuple[float, int], Accuracy], sparsity: float, bits: int) -> float:
-    """How much accuracy is lost at this sparsity and these bits."""
-    return of_seed[0.0, 32].accuracy - of_seed[sparsity, bits].accuracy
+def lost(model: Levels, levels: Iterable[tuple[float, int]]) -> float:
+    """How many points of accuracy are lost at these levels on average."""
+    return 100 * statistics.fmean(model[WHOLE].accuracy - model[level].accuracy for level in levels)
+
+
+def loses_more(
+    first: Accuracies, second: Accuracies, wanted: Callable[[float, int], bool], margin: float = 0.0
+) -> tuple[float, ...]:
+    """How much more the first loses than the second at the levels that are wanted, and the margin; one value for each
+    seed at which both were measured whole and at such a level."""
+    values = []
+    for seed in _seeds(first, second):
+        common = first[seed].keys() & second[seed].keys()
+        levels = [level for level in common if wanted(*level)]
+        if WHOLE in common and levels:
+            values.append(lost(first[seed], levels) - lost(second[seed], levels) + 100 * margin)
+    return tuple(values)
 
 
 def _ends(rows: Iterable[Trained]) -> list[tuple[str, str]]:
@@ -325,93 +347,108 @@ def _ends(rows: Iterable[Trained]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _drops(results: Path, at_levels: Callable[[dict[tuple[float, int], Accuracy]], float], how: str):
+def _at_four_bits(sparsity: float, bits: int) -> bool:
+    return sparsity == 0 and bits == 4
+
+
+def _pruned(sparsity: float, bits: int) -> bool:
+    return sparsity > 0 and bits == 32
+
+
+def _pruned_much(sparsity: float, bits: int) -> bool:
+    return sparsity >= 0.6 and bits == 32
+
+
+def _drops(results: Path, wanted: Callable[[float, int], bool], how: str) -> Iterable[Comparison]:
     found = accuracies(results, "compression")
     for small, large in _ends(row for of_size in found.values() for row in next(iter(of_size.values())).values()):
-        seeds = _seeds(found[small], found[large])
-        values = tuple(100 * (at_levels(found[small][seed]) - at_levels(found[large][seed])) for seed in seeds)
+        values = loses_more(found[small], found[large], wanted)
         yield Comparison(f"accuracy that {small} loses {how}, less what {large} loses", "points", values)
 
 
 def less_lost_at_four_bits(results: Path) -> Iterable[Comparison]:
-    yield from _drops(results, lambda of_seed: drop(of_seed, 0.0, 4), "at 4 bits")
+    yield from _drops(results, _at_four_bits, "at 4 bits")
 
 
 def pruned_more(results: Path) -> Iterable[Comparison]:
-    def mean_drop(of_seed: dict[tuple[float, int], Accuracy]) -> float:
-        return statistics.fmean(drop(of_seed, sparsity, bits) for sparsity, bits in of_seed if sparsity and bits == 32)
-
-    yield from _drops(results, mean_drop, "by pruning, the mean of all levels")
+    yield from _drops(results, _pruned, "by pruning, the mean of all levels")
 
 
 def deep_pruned_more(results: Path) -> Iterable[Comparison]:
     found = accuracies(results, "compression")
     deep, wide = "8l_64h", "2l_128h"
     if {deep, wide} <= set(found):
-        values = []
-        for seed in _seeds(found[deep], found[wide]):
-            of = [
-                statistics.fmean(drop(found[n][seed], s, b) for s, b in found[n][seed] if s >= 0.6 and b == 32)
-                for n in (wide, deep)
-            ]
-            values.append(100 * (of[0] - of[1]))
-        yield Comparison(
-            f"accuracy that {wide} loses at 60 % sparsity and above, less what {deep} loses", "points", tuple(values)
-        )
+        what = f"accuracy that {wide} loses at 60 % sparsity and above, less what {deep} loses"
+        yield Comparison(what, "points", loses_more(found[wide], found[deep], _pruned_much))
+
+
+def _measured_whole(results: Path) -> tuple[dict[str, Accuracies], list[int]]:
+    """The sizes of the experiment compression that were measured whole, and the seeds that they have in common."""
+    found = {}
+    for name, of_size in accuracies(results, "compression").items():
+        whole = {seed: model for seed, model in of_size.items() if WHOLE in model}
+        if whole:
+            found[name] = whole
+    return found, _seeds(*found.values()) if found else []
+
+
+def _best(
+    found: dict[str, Accuracies], seeds: Sequence[int], seed: int, fits: Callable[[Accuracy], bool]
+) -> float | None:
+    """The accuracy at this seed of the entry that is the best by the other seeds' accuracy, so that choosing among many
+    does not flatter it: of those that tie, the one of the fewest bytes, then that of the smallest size."""
+    others = [other for other in seeds if other != seed]
+    ranked = []
+    for of_size in found.values():
+        for level, row in of_size[seed].items():
+            if others and fits(row) and all(level in of_size[other] for other in others):
+                by_others = round(statistics.fmean(of_size[other][level].accuracy for other in others), 9)
+                ranked.append((by_others, -row.bytes, row.accuracy))
+    return max(ranked, key=lambda entry: entry[:2])[2] if ranked else None
 
 
 def frontier(results: Path) -> Iterable[Comparison]:
-    """At the bytes of each size left whole: the best of the larger ones pruned and quantized to fit, chosen by the
-    other seeds' accuracy, so that choosing among many does not flatter it."""
-    found = accuracies(results, "compression")
+    """At the bytes of each size left whole: the best of the larger ones, pruned and quantized to fit."""
+    found, seeds = _measured_whole(results)
     for name, small in list(found.items())[:-1]:
         values = []
-        seeds = _seeds(*found.values())
-        limit = next(iter(small.values()))[0.0, 32].bytes
-        for seed in seeds if len(seeds) > 1 else []:
-            candidates = []
-            for large, of_size in found.items():
-                for key, row in of_size[seed].items():
-                    if row.parameters > next(iter(small.values()))[0.0, 32].parameters and row.bytes <= limit:
-                        others = [of_size[other][key].accuracy for other in seeds if other != seed]
-                        candidates.append((statistics.fmean(others), row.accuracy, large, key))
-            if candidates:
-                values.append(100 * (max(candidates)[1] - small[seed][0.0, 32].accuracy))
-        if values and len(values) == len(seeds):
-            yield Comparison(
-                f"accuracy of the best larger model compressed to the bytes of {name}, less that of {name} left whole",
-                "points",
-                tuple(values),
+        for seed in seeds:
+            whole = small[seed][WHOLE]
+            best = _best(
+                found, seeds, seed, lambda row, of=whole: row.parameters > of.parameters and row.bytes <= of.bytes
             )
+            if best is not None:
+                values.append(100 * (best - whole.accuracy))
+        if len(values) == len(seeds):
+            what = (
+                f"accuracy of the best larger model compressed to the bytes of {name}, less that of {name} left whole"
+            )
+            yield Comparison(what, "points", tuple(values))
 
 
 def both_methods(results: Path) -> Iterable[Comparison]:
-    """At a quarter of the bytes of the largest left whole: pruned and quantized against either alone, each the best by
-    the other seeds' accuracy."""
-    found = accuracies(results, "compression")
-    seeds = _seeds(*found.values()) if found else []
-    if len(seeds) < 2:
-        return
-    for limit_of in list(found)[:-1]:
-        limit = next(iter(found[limit_of].values()))[0.0, 32].bytes / 4
+    """At a quarter of the bytes of each size left whole: the best that is pruned and quantized, and the best by either
+    alone."""
+    found, seeds = _measured_whole(results)
+    for name, of_size in list(found.items())[:-1]:
         values = []
         for seed in seeds:
-            best = {}
-            for both in (True, False):
-                candidates = [
-                    (statistics.fmean(of_size[o][key].accuracy for o in seeds if o != seed), row.accuracy)
-                    for of_size in found.values()
-                    for key, row in of_size[seed].items()
-                    if row.bytes <= limit and (key[0] > 0 and key[1] < 32) == both
-                ]
-                if candidates:
-                    best[both] = max(candidates)[1]
-            if len(best) == 2:
-                values.append(100 * (best[True] - best[False]))
-        if len(values) == len(seeds):
-            what = (
-                f"accuracy of the best pruned and quantized to a quarter of the bytes of {limit_of}, less that of the"
+            limit = of_size[seed][WHOLE].bytes / 4
+            both, alone = (
+                _best(
+                    found,
+                    seeds,
+                    seed,
+                    lambda row, together=together, limit=limit: (
+                        row.bytes <= limit and (row.sparsity > 0 and row.bits < 32) == together
+                    ),
+                )
+                for together in (True, False)
             )
+            if both is not None and alone is not None:
+                values.append(100 * (both - alone))
+        if len(values) == len(seeds):
+            what = f"accuracy of the best pruned and quantized to a quarter of the bytes of {name}, less that of the"
             yield Comparison(f"{what} best by one method alone", "points", tuple(values))
 
 
@@ -431,12 +468,11 @@ def convergence(results: Path) -> Iterable[Comparison]:
     if len(shares) < 2:
         return
     early, late = (accuracies(results, "convergence", checkpoint=share) for share in (shares[0], shares[-1]))
-    for name in early:
-        seeds = _seeds(early[name], late[name])
-        differences = [drop(early[name][s], 0.0, 4) - drop(late[name][s], 0.0, 4) for s in seeds]
-        for sign, words in ((1, "early less that late"), (-1, "late less that early")):
+    for name in (name for name in early if name in late):
+        pairs = {"early less that late": (early, late), "late less that early": (late, early)}
+        for words, (first, second) in pairs.items():
             what = f"accuracy that {name} loses at 4 bits, {words}, and {100 * MARGIN:g} point"
-            yield Comparison(what, "points", tuple(100 * (sign * d + MARGIN) for d in differences))
+            yield Comparison(what, "points", loses_more(first[name], second[name], _at_four_bits, MARGIN))
 
 
 def weight_error(results: Path) -> Iterable[Comparison]:
