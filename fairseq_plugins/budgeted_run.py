@@ -10,10 +10,12 @@ from __future__ import annotations
 import atexit
 import logging
 import math
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ current: BudgetedRun | None = None
 # --reset-meters and --finetune-from-model. A criterion's own state is no place for them: fairseq saves it only where
 # the criterion has parameters.
 _METER = "budget_{}"
+_REPEATS = 10.0  # seconds in which a second SIGTERM is the same one: torchrun hands on what its workers have had, too
 
 
 class BudgetedRun:
@@ -68,7 +71,8 @@ class BudgetedRun:
         self.counters: dict[str, float] = dict.fromkeys(runlog.COUNTERS, 0)
         self.has_begun = self._finished = False
         self._stop_reason: str | None = None
-        self._terminated = False
+        self._terminated_at: float | None = None
+        self.trained = False  # whether fairseq has said that training is done
         self._after_update: list[Callable[[], None]] = []
         self._validation: tuple[str, Any] | None = None  # subset in hand, and the meters of it
         self._agreed = 0.0  # seconds of budget used, as all workers see it
@@ -236,8 +240,14 @@ class BudgetedRun:
     def take_sigterm(self) -> None:
         """SIGTERM has come, to this process or to the one that started it: save at the next reading, and end."""
         if not self._terminated:
-            logger.warning("SIGTERM: saving after the update in hand; a second one ends the run at once")
-        self._terminated = True
+            self._terminated_at = time.monotonic()
+            logger.warning(
+                f"SIGTERM: saving after the update in hand; another one after {_REPEATS:.0f} s ends the run at once"
+            )
+
+    @property
+    def _terminated(self) -> bool:
+        return self._terminated_at is not None
 
     def _terminate(self) -> None:
         self.stop("SIGTERM")
@@ -248,7 +258,8 @@ class BudgetedRun:
     def _on_sigterm(self, signum: int, frame: Any) -> None:
         if os.getpid() != self._pid:  # a data loader's worker has inherited the handler
             _die_of_sigterm()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self._terminated_at is not None and time.monotonic() > self._terminated_at + _REPEATS:
+            _die_of_sigterm()
         self.take_sigterm()
 
     # -- inner workings --
@@ -282,6 +293,10 @@ class BudgetedRun:
         self._wall = WallClock(self.counters["wall_seconds"])
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
+            if multiprocessing.parent_process() is not None:
+                # When the process that spawned this one dies, of the same SIGTERM, the system sends this one a SIGINT
+                # (torch/multiprocessing/spawn.py:84, 2.13.0).
+                signal.signal(signal.SIGINT, self._on_sigterm)
         self._log("resume" if self.counters["updates"] else "start", **self._facts())
         atexit.register(self.finish)
 
@@ -292,9 +307,14 @@ class BudgetedRun:
         self._finished = True
         self.interrupt()
         self.finish_validation()
-        self._log("stop", reason=self._stop_reason or _how_python_ends())
+        reason = self._stop_reason or "ended"
+        self._log("stop", reason=reason if reason == "SIGTERM" or self._is_trained() else _why_not())
         if self._stop_reason == "SIGTERM":
             _die_of_sigterm()  # the run is not finished, so the process must not say that it succeeded
+
+    def _is_trained(self) -> bool:
+        # Where fairseq is told to say nothing, nothing can be heard.
+        return self.trained or not logging.getLogger("fairseq_cli.train").isEnabledFor(logging.INFO)
 
     def _now(self) -> float:
         """Seconds of budget used at this moment."""
@@ -370,9 +390,12 @@ class BudgetedRun:
                 * self.root.optimization.update_freq[0]
                 * self.root.distributed_training.distributed_world_size
             )
-            return seconds_per_update(
-                Path(given), encoder_size(self.root.model), batch, self.root.task.tokens_per_sample
-            )
+            length = getattr(self.root.task, "tokens_per_sample", None)
+            if length is None:
+                fail(
+                    f"--seconds-per-update {given}: a table is of masked language models; give the seconds as a number."
+                )
+            return seconds_per_update(Path(given), encoder_size(self.root.model), batch, length)
 
     def _facts(self) -> dict[str, Any]:
         """What the log's reader wants to know of the run."""
@@ -418,12 +441,10 @@ def _put(key: str, value: float) -> None:
     meters[key].update(value, 0)
 
 
-def _how_python_ends() -> str:
-    """Asked while the process ends: "ended", or what an exception that nobody caught makes of it."""
-    uncaught = getattr(sys, "last_type", None)  # the interpreter sets it when it prints the traceback
-    if uncaught is None:
-        return "ended"
-    return "interrupted" if issubclass(uncaught, KeyboardInterrupt) else "failed"
+def _why_not() -> str:
+    """Why training has not come to its end: Ctrl-C, which the interpreter tells of, or something else."""
+    uncaught = getattr(sys, "last_type", None)
+    return "interrupted" if uncaught is not None and issubclass(uncaught, KeyboardInterrupt) else "failed"
 
 
 def _die_of_sigterm() -> None:

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import errno
 import functools
+import logging
 import os
 import queue
 import shutil
@@ -156,7 +157,24 @@ def _path_to_load(cfg: object) -> str | None:
     last = os.path.join(cfg.save_dir, "checkpoint_last.pt")
     if cfg.restore_file != "checkpoint_last.pt":
         return cfg.restore_file
-    return last if os.path.exists(last) else cfg.finetune_from_model
+    if os.path.exists(last):
+        return last
+    return getattr(cfg, "continue_once", None) or cfg.finetune_from_model
+
+
+def announce_end() -> None:
+    """Tell the budget when training has come to its end, and not to an exception's.
+
+    Listens at the log of fairseq_cli/train.py, whose `main` ends with these words (line 220, 0.12.3.1) and calls
+    nothing after them that could be listened at; how it is left otherwise depends on who called it.
+    """
+
+    def hear(record: logging.LogRecord) -> bool:
+        if budgeted_run.current is not None and str(record.msg).startswith("done training"):
+            budgeted_run.current.trained = True
+        return True
+
+    logging.getLogger("fairseq_cli.train").addFilter(hear)
 
 
 def announce_saving() -> None:
@@ -296,6 +314,7 @@ take_torchrun_on_a_cpu()
 refuse_unknown_keys()
 announce_validation()
 announce_loading()
+announce_end()
 announce_saving()
 announce_updates_of_a_lazy_device()
 make_masked_batches_whole()

@@ -440,6 +440,7 @@ def test_sigterm_saves_then_stops(text, tmp_path):
     child = process(*flags, save_dir=tmp_path)
     wait_for(lambda lines: len(lines) > 10, child, tmp_path)
     child.terminate()
+    child.terminate()  # torchrun does so after SLURM, which signals all processes
     lines = ending(child, tmp_path, -signal.SIGTERM)
     assert lines[-1]["reason"] == "SIGTERM"
     state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)
@@ -457,11 +458,25 @@ Trainer.train_step = fail_after_five
 """
 
 
+DISK_FULL = """
+import errno
+from fairseq.trainer import Trainer
+def save_checkpoint(self, *args, **more):
+    raise OSError(errno.ENOSPC, "no space")
+Trainer.save_checkpoint = save_checkpoint
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "reason"), [("", "interrupted"), (FAILING, "failed")])
-def test_a_run_that_an_exception_ended_says_so(text, tmp_path, before, reason):
-    """Whatever reads the log must not take it for a run that came to its end."""
-    child = process(text, *MLM, "--budget", "1h", save_dir=tmp_path, before=before)
+@pytest.mark.parametrize(
+    ("before", "budget", "reason"),
+    [("", "1h", "interrupted"), (FAILING, "1h", "failed"), (DISK_FULL, "1h", "failed"), (DISK_FULL, "0.1s", "failed")],
+    ids=["ctrl-c", "exception", "disk full", "disk full at the end"],
+)
+def test_a_run_that_did_not_come_to_its_end_says_so(text, tmp_path, before, budget, reason):
+    """Whatever reads the log must not take it for one that did."""
+    flags = [text, *MLM, "--budget", budget, "--save-interval-updates", "20"]
+    child = process(*flags, save_dir=tmp_path, before=before)
     if not before:
         wait_for(lambda lines: len(lines) > 3, child, tmp_path)
         child.send_signal(signal.SIGINT)
@@ -469,6 +484,56 @@ def test_a_run_that_an_exception_ended_says_so(text, tmp_path, before, reason):
     lines = runlog.read(tmp_path / runlog.NAME)
     assert (lines[-1]["kind"], lines[-1].get("reason")) == ("stop", reason)
     assert not runlog.is_finished(lines)
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_processes_that_fairseq_spawned_saves(text, tmp_path):
+    """The one that spawned the workers dies of it at once, at which the system sends them a SIGINT."""
+    script = Path(__file__).with_name("two_workers.py")
+    flags = [*MLM, "--budget", "1h", "--user-dir", USER_DIR, "--save-dir", tmp_path / "run"]
+    with open(tmp_path / "output", "wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, script, *map(str, (tmp_path, text, *flags))],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+            start_new_session=True,
+        )
+    log = tmp_path / "run" / runlog.NAME
+    wait_for(lambda lines: len(lines) > 3, child, tmp_path / "run")
+    os.killpg(child.pid, signal.SIGTERM)
+    assert child.wait(timeout=300) == -signal.SIGTERM
+    until = time.monotonic() + 120
+    while runlog.read(log)[-1]["kind"] != "stop" and time.monotonic() < until:
+        time.sleep(0.05)
+    assert runlog.read(log)[-1].get("reason") == "SIGTERM", (tmp_path / "output").read_text()[-3000:]
+    state = torch.load(tmp_path / "run" / "checkpoint_last.pt", weights_only=True)
+    assert state["optimizer_history"][-1]["num_updates"] == runlog.read(log)[-1]["updates"]
+
+
+def test_a_table_of_step_times_is_not_for_tasks_without_a_length():
+    run_of_a_task = object.__new__(budgeted_run.BudgetedRun)
+    run_of_a_task.section = OmegaConf.create({"seconds_per_update": "steps.csv"})
+    run_of_a_task.root = OmegaConf.create(
+        {
+            "dataset": {"batch_size": 4},
+            "optimization": {"update_freq": [1]},
+            "distributed_training": {"distributed_world_size": 1},
+            "task": {"_name": "sentence_prediction"},
+        }
+    )
+    with pytest.raises(SystemExit, match=r"--seconds-per-update steps\.csv: .* give the seconds as a number"):
+        run_of_a_task._seconds_per_update()
+
+
+def test_continue_once_goes_on_with_the_budget(text, tmp_path, clock):
+    run(text, *MLM, "--budget", "100s", "--max-update", "10", save_dir=tmp_path / "one")
+    on = ["--continue-once", tmp_path / "one" / "checkpoint_last.pt", "--max-update", "15"]
+    lines = run(text, *MLM, "--budget", "100s", *on, save_dir=tmp_path / "two")
+    assert [(line["kind"], line["updates"], line["train_seconds"]) for line in (lines[0], lines[-1])] == [
+        ("resume", 10, 10),
+        ("stop", 15, 15),
+    ]
 
 
 def test_processes_of_torchrun_that_fairseq_takes_for_single_runs_are_refused(monkeypatch):
