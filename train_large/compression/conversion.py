@@ -13,7 +13,9 @@ from train_large.compression.checkpoint import configuration, read_checkpoint, s
 from train_large.compression.packed import read_state, write_packed
 from train_large.compression.quantization import Quantizer, dequantized, quantized, uniform
 from train_large.compression.rate import quantizer_for
+from train_large.compression.shrink import ENCODER
 from train_large.compression.storage import FULL_BITS, StorageSummary, block_size, check_bits, storage
+from train_large.data.dictionary import check_trained_with, parse_dictionary
 from train_large.errors import UserError
 
 RECORD_VERSION = 1
@@ -104,11 +106,13 @@ def quantize_checkpoint(source: Path, target: Path, method: Method) -> StorageSu
 def pack_checkpoint(source: Path, target: Path, method: Method, files: Mapping[str, str] | None = None) -> int:
     """Write the checkpoint `source` as a packed file with `files` in it (see `PackedModel`), and return its bytes.
 
-    Raises UserError as `quantize_checkpoint` does.
+    Raises UserError as `quantize_checkpoint` does, and for a dictionary with which the model was not trained.
     """
     checkpoint = read_checkpoint(source)
     files = files or {}
     try:
+        if "dict.txt" in files:
+            _check_dictionary(checkpoint, files["dict.txt"], "dict.txt")
         described = method.described(checkpoint)
         if described.get("criterion"):
             raise UserError("its criterion has weights of its own, which a packed file has no place for.")
@@ -133,11 +137,12 @@ def files_of(source: Path, data: Path | None = None, bpe: Path | None = None) ->
 
     `data` is fairseq's data folder; without it, the one that the checkpoint was trained on, if it is still there.
     `bpe` has encoder.json and vocab.bpe; without it, `bpe/` beside the data, or in `text/` beside it, if it is there.
-    Raises UserError for a folder that was named and lacks them.
+    Raises UserError for a folder that was named and lacks them, and for a dictionary of another model.
     """
+    checkpoint = read_checkpoint(source)
     given = data
     if data is None:
-        section = configuration(read_checkpoint(source)).get("task") or {}
+        section = configuration(checkpoint).get("task") or {}
         trained_on = str(section.get("data") or "").split(":")[0]
         if not trained_on:
             return {}
@@ -147,6 +152,8 @@ def files_of(source: Path, data: Path | None = None, bpe: Path | None = None) ->
         for place in places:
             if (data / place).is_file() and name not in found:
                 found[name] = (data / place).read_text(encoding="utf-8")
+                if name == "dict.txt":
+                    _check_dictionary(checkpoint, found[name], str(data / place))
     if given is not None and "dict.txt" not in found:
         raise UserError(f"{given} has neither input0/dict.txt nor dict.txt: give fairseq's data folder.")
     folders = [bpe] if bpe else [data / "bpe", data.parent / "bpe", data.parent / "text" / "bpe"]
@@ -158,3 +165,12 @@ def files_of(source: Path, data: Path | None = None, bpe: Path | None = None) ->
     if bpe is not None and "encoder.json" not in found:
         raise UserError(f"{bpe} has not both of encoder.json and vocab.bpe: give the folder that prepare-text made.")
     return found
+
+
+def _check_dictionary(checkpoint: Mapping[str, Any], text: str, name: str) -> None:
+    """Raise UserError if `text`, the dict.txt called `name`, is of another model than `checkpoint`."""
+    expected = (configuration(checkpoint).get("model") or {}).get("dictionary_digest")
+    embedding = checkpoint["model"].get(f"{ENCODER}.embed_tokens.weight")
+    if expected is not None or embedding is not None:
+        rows = None if embedding is None else len(embedding)
+        check_trained_with(parse_dictionary(text, name), name, rows, expected)

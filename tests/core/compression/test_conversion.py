@@ -20,6 +20,7 @@ from train_large.compression.conversion import Method, files_of, pack_checkpoint
 from train_large.compression.inspection import inspect
 from train_large.compression.packed import read_packed
 from train_large.compression.quantization import dequantize, quantize_state, quantize_tensor
+from train_large.data.dictionary import digest
 from train_large.errors import UserError
 
 PLUGIN = Path(__file__).parents[3] / "fairseq_plugins"
@@ -251,6 +252,56 @@ def test_the_dictionary_and_the_bpe_go_with_it(checkpoint):
         files_of(checkpoint, data / "text")
     with pytest.raises(UserError, match=r"encoder\.json"):
         files_of(checkpoint, data, data / "label")
+
+
+@pytest.fixture
+def roberta(checkpoint):
+    """A checkpoint with a row for each of w0, w1 and fairseq's five symbols; and the folder of its data."""
+    data = checkpoint.parent / "data"
+    data.mkdir()
+    state = torch.load(checkpoint, weights_only=False)
+    state["model"]["encoder.sentence_encoder.embed_tokens.weight"] = torch.randn(7, 8)
+    state["cfg"]["task"]["data"] = str(data)
+    state["cfg"]["model"].dictionary_digest = digest(["<s>", "<pad>", "</s>", "<unk>", "w0", "w1", "<mask>"])
+    torch.save(state, checkpoint)
+    return checkpoint, data
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("w0 1\nw1 1\nw2 1\n", r"dict\.txt makes a dictionary of 8 symbols.*embeddings have 7 rows"),
+        ("w1 1\nw0 1\n", r"dict\.txt is not the dictionary that the model was trained with"),
+    ],
+)
+def test_the_dictionary_of_another_model_is_refused(roberta, text, match):
+    checkpoint, data = roberta
+    other = data.with_name("other")
+    other.mkdir()
+    (data / "dict.txt").write_text("w0 1\nw1 1\n")
+    (other / "dict.txt").write_text(text)
+    packed = checkpoint.with_name("p.safetensors")
+    with pytest.raises(UserError, match=f"other/{match}"):
+        files_of(checkpoint, other)
+    with pytest.raises(UserError, match=match):
+        pack_checkpoint(checkpoint, packed, Method(8), {"dict.txt": text})
+    assert not packed.exists()
+    pack_checkpoint(checkpoint, packed, Method(8), files_of(checkpoint, data))
+    (data / "dict.txt").write_text(text)  # the folder that it was trained on holds something else by now
+    with pytest.raises(UserError, match=f"data/{match}"):
+        files_of(checkpoint)
+
+
+def test_where_no_digest_is_known_the_number_of_entries_counts(roberta):
+    checkpoint, data = roberta
+    state = torch.load(checkpoint, weights_only=False)
+    del state["cfg"]["model"].dictionary_digest
+    torch.save(state, checkpoint)
+    (data / "dict.txt").write_text("w1 1\nw0 1\n")
+    assert files_of(checkpoint) == {"dict.txt": "w1 1\nw0 1\n"}
+    (data / "dict.txt").write_text("w0 1\n")
+    with pytest.raises(UserError, match="6 symbols"):
+        files_of(checkpoint)
 
 
 def test_inspection_counts_and_measures(checkpoint):
