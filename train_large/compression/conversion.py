@@ -16,6 +16,8 @@ from train_large.compression.rate import quantizer_for
 from train_large.compression.shrink import ENCODER
 from train_large.compression.storage import FULL_BITS, StorageSummary, block_size, check_bits, storage
 from train_large.data.dictionary import check_trained_with, parse_dictionary
+from train_large.data.documents import digest
+from train_large.data.folder import recorded
 from train_large.errors import UserError
 
 RECORD_VERSION = 1
@@ -136,7 +138,8 @@ def files_of(source: Path, data: Path | None = None, bpe: Path | None = None) ->
     """The dictionary, label names and BPE of a checkpoint: what `predict` and `export-hf` need beside the weights.
 
     `data` is fairseq's data folder; without it, the one that the checkpoint was trained on, if it is still there.
-    `bpe` has encoder.json and vocab.bpe; without it, `bpe/` beside the data, or in `text/` beside it, if it is there.
+    `bpe` has encoder.json and vocab.bpe; without it, `bpe/` beside the data, or in `text/` beside it, if it is there
+    and prepared.json says that the data was encoded with it.
     Raises UserError for a folder that was named and lacks them, and for a dictionary of another model.
     """
     checkpoint = read_checkpoint(source)
@@ -159,12 +162,27 @@ def files_of(source: Path, data: Path | None = None, bpe: Path | None = None) ->
     folders = [bpe] if bpe else [data / "bpe", data.parent / "bpe", data.parent / "text" / "bpe"]
     for folder in folders:
         pair = {name: folder / name for name in ("encoder.json", "vocab.bpe")}
-        if all(path.is_file() for path in pair.values()) and "dict.txt" in found:
+        if "dict.txt" not in found or not all(path.is_file() for path in pair.values()):
+            continue
+        if folder == bpe or _encoded_with(folder, data):
             found.update({name: path.read_text(encoding="utf-8") for name, path in pair.items()})
             break
     if bpe is not None and "encoder.json" not in found:
         raise UserError(f"{bpe} has not both of encoder.json and vocab.bpe: give the folder that prepare-text made.")
     return found
+
+
+def _encoded_with(bpe: Path, data: Path) -> bool:
+    """Whether prepare-task's record in `data`, or prepare-text's above it, says that its BPE is the one in `bpe`."""
+    task, _ = recorded(data)
+    if "text" in task:  # the digests of encoder.json, vocab.bpe and dict.txt
+        return [digest(bpe / "encoder.json"), digest(bpe / "vocab.bpe")] == task["text"][:2]
+    text = data.parent
+    _, sizes = recorded(text)
+    files = [bpe / "encoder.json", bpe / "vocab.bpe", data / "dict.txt"]
+    return bpe.parent == text and all(
+        file.is_file() and sizes.get(str(file.relative_to(text))) == file.stat().st_size for file in files
+    )
 
 
 def _check_dictionary(checkpoint: Mapping[str, Any], text: str, name: str) -> None:

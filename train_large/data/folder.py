@@ -77,6 +77,15 @@ def finished(out: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
     return summary
 
 
+def recorded(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """What a prepared folder was made from, and the bytes of its files by name; empty where no record says."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return dict(record["parameters"]), dict(record["sizes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, {}
+
+
 def finish(folder: Path, parameters: dict[str, Any], summary: dict[str, Any]) -> None:
     """Write the record of a folder that is otherwise complete."""
     sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
