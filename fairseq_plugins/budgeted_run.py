@@ -32,6 +32,7 @@ from fairseq_plugins.run import (
     encoder_size,
     fail,
     root_config,
+    shape_facts,
     stop_after_this_update,
     user_errors_end_the_run,
 )
@@ -406,8 +407,7 @@ class BudgetedRun:
             "arch": getattr(model, "arch", None) or getattr(model, "_name", None),
             "layers": layers,
             "hidden": hidden,
-            "ffn": getattr(model, "encoder_ffn_embed_dim", None),
-            "heads": getattr(model, "encoder_attention_heads", None),
+            **shape_facts(model),
             "vocabulary": self.vocabulary,
             "length": getattr(self.root.task, "tokens_per_sample", None),
             "budget_seconds": self.budget.seconds,

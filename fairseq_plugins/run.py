@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
+from train_large.compression.structures import parse_per_layer
 from train_large.errors import UserError
 from train_large.sizes import Size
 
@@ -24,13 +25,46 @@ def root_config(section: DictConfig) -> DictConfig | None:
 
 
 def encoder_size(model_args: Any) -> Size:
-    """The size of the encoder that `model_args` (a run's `cfg.model`) builds."""
+    """The size of the encoder that `model_args` (a run's `cfg.model`) builds, before any layer was shrunk."""
     return Size(
         model_args.encoder_layers,
         model_args.encoder_embed_dim,
         model_args.encoder_ffn_embed_dim,
         model_args.encoder_attention_heads,
     )
+
+
+def layer_shapes(model_args: Any) -> list[tuple[int, int]]:
+    """The heads and the FFN rows of each layer of that encoder."""
+    size = encoder_size(model_args)
+    heads = per_layer(model_args, "layer_heads") or (size.heads,) * size.layers
+    ffn = per_layer(model_args, "layer_ffn") or (size.ffn,) * size.layers
+    return list(zip(heads, ffn))
+
+
+def per_layer(model_args: Any, name: str) -> tuple[int, ...] | None:
+    """`layer_heads` or `layer_ffn` of `model_args` as numbers, None where there is none. Raises UserError."""
+    text = getattr(model_args, name, None)
+    if text is None:
+        return None
+    return parse_per_layer(str(text), f"--{name.replace('_', '-')}", model_args.encoder_layers)
+
+
+def shape_facts(model_args: Any) -> dict[str, Any]:
+    """What the run log says of the layers: `heads` and `ffn`, None where layers differ, and the lists of each layer."""
+
+    def common(name: str, of_model: str) -> int | None:
+        found = per_layer(model_args, name)
+        if found is None:
+            return getattr(model_args, of_model, None)
+        return found[0] if len(set(found)) == 1 else None
+
+    lists = {name: getattr(model_args, name, None) for name in ("layer_heads", "layer_ffn")}
+    return {
+        "ffn": common("layer_ffn", "encoder_ffn_embed_dim"),
+        "heads": common("layer_heads", "encoder_attention_heads"),
+        **{name: None if found is None else str(found) for name, found in lists.items()},
+    }
 
 
 def stop_after_this_update(root: DictConfig) -> None:

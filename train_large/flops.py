@@ -16,7 +16,7 @@ of the paper.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Sequence
 
 from train_large.errors import UserError
 
@@ -43,13 +43,15 @@ def train_flops(
     head: str = "mlm",
     masked_fraction: float = MASKED_FRACTION,
     classes: int = 2,
+    layers: Sequence[tuple[int, int]] | None = None,
 ) -> float:
     """FLOPs of training an encoder on `sequences` sequences of `length` tokens, forward and backward.
 
     `head` is what stands on the encoder: `mlm` (applied to `masked_fraction` of the positions), `classification`
     (RoBERTa's, into `classes`, applied to the first position) or `none`. BERT-base, 10^6 steps of 256 x 512 tokens,
     comes out at 6.43e19. The optimizer's own work is not counted. Sharing weights between layers changes nothing.
-    Raises UserError for a head that does not exist.
+    `layers` has the heads, each as wide as those of `size`, and the feed-forward size of each layer where they are not
+    those of `size`, as after structured pruning. Raises UserError for a head that does not exist.
     """
     heads = {
         "mlm": masked_fraction * length * _vocabulary_head(size, vocabulary),
@@ -58,8 +60,11 @@ def train_flops(
     }
     if head not in heads:
         raise UserError(f"'{head}' is not a head; choose one of {', '.join(heads)}.")
-    layer = _attention(size, length, length) + _feed_forward(size, length)
-    forward = _embedding(size, vocabulary, length) + size.layers * layer + heads[head]
+    encoder = sum(
+        _attention(size, length, length, heads_of_layer) + _feed_forward(size, length, ffn)
+        for heads_of_layer, ffn in (layers or [(size.heads, size.ffn)] * size.layers)
+    )
+    forward = _embedding(size, vocabulary, length) + encoder + heads[head]
     return float(FORWARD_AND_BACKWARD * sequences * forward)
 
 
@@ -103,19 +108,26 @@ def _linear(inputs: int, outputs: int) -> int:
     return 2 * inputs * outputs + outputs
 
 
-def _attention(size: Size, queries: int, keys: int) -> int:
-    """`queries` positions attending to `keys` positions: projections, weights, dropout, residual, layer norm."""
+def _attention(size: Size, queries: int, keys: int, heads: int | None = None) -> int:
+    """`queries` positions attending to `keys` positions: projections, weights, dropout, residual, layer norm.
+
+    `heads` is how many of the heads of `size` there are, all of them if None.
+    """
     hidden = size.hidden
-    projections = (queries + 2 * keys) * _linear(hidden, hidden)
-    scores_and_average = 2 * (2 * hidden * queries * keys)
-    weights = (SOFTMAX + DROPOUT + 1) * size.heads * queries * keys  # + 1: the scaling by the root of the head's width
-    output = queries * (_linear(hidden, hidden) + (DROPOUT + 1) * hidden + LAYER_NORM)  # + 1: the residual
+    heads = heads or size.heads
+    inner = hidden // size.heads * heads
+    projections = (queries + 2 * keys) * _linear(hidden, inner)
+    scores_and_average = 2 * (2 * inner * queries * keys)
+    weights = (SOFTMAX + DROPOUT + 1) * heads * queries * keys  # + 1: the scaling by the root of the head's width
+    output = queries * (_linear(inner, hidden) + (DROPOUT + 1) * hidden + LAYER_NORM)  # + 1: the residual
     return projections + scores_and_average + weights + output
 
 
-def _feed_forward(size: Size, positions: int) -> int:
-    inner = _linear(size.hidden, size.ffn) + ACTIVATION * size.ffn
-    outer = _linear(size.ffn, size.hidden) + (DROPOUT + 1 + LAYER_NORM) * size.hidden  # + 1: the residual
+def _feed_forward(size: Size, positions: int, ffn: int | None = None) -> int:
+    """`ffn` is the inner size, that of `size` if None."""
+    ffn = ffn or size.ffn
+    inner = _linear(size.hidden, ffn) + ACTIVATION * ffn
+    outer = _linear(ffn, size.hidden) + (DROPOUT + 1 + LAYER_NORM) * size.hidden  # + 1: the residual
     return positions * (inner + outer)
 
 

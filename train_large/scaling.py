@@ -145,6 +145,12 @@ def _read_one(path: Path) -> Pilot:
     for line in lines:
         if line["kind"] in ("start", "resume"):
             facts.update((name, value) for name, value in line.items() if value is not None)
+    shrunk = [f"--{name.replace('_', '-')} {facts[name]}" for name in ("layer_heads", "layer_ffn") if name in facts]
+    if shrunk:
+        raise UserError(
+            f"{path} is of a model that was shrunk ({' '.join(shrunk)}), and a plan is of models whose layers are "
+            "whole: leave it out."
+        )
     try:
         shape = [int(facts[name]) for name in ("layers", "hidden")]
         size = Size(*shape, *(int(facts[name]) if name in facts else None for name in ("ffn", "heads")))  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from fairseq.criterions import register_criterion
 from fairseq.criterions.masked_lm import MaskedLmConfig, MaskedLmLoss
 
 from fairseq_plugins.criterions.budgeted import BudgetConfig, Budgeted
-from fairseq_plugins.run import encoder_size
+from fairseq_plugins.run import encoder_size, layer_shapes
 from train_large.flops import train_flops
 
 
@@ -43,4 +43,5 @@ class BudgetedMaskedLmCriterion(Budgeted, QuickMaskedLmLoss):
 
     def flops(self, sample: dict[str, Any]) -> float:
         sequences, length = sample["net_input"]["src_tokens"].size()
-        return train_flops(encoder_size(self.run.root.model), len(self.task.source_dictionary), length, sequences)
+        args, vocabulary = self.run.root.model, len(self.task.source_dictionary)
+        return train_flops(encoder_size(args), vocabulary, length, sequences, layers=layer_shapes(args))

@@ -9,7 +9,7 @@ from fairseq.criterions import register_criterion
 from fairseq.criterions.sentence_prediction import SentencePredictionConfig, SentencePredictionCriterion
 
 from fairseq_plugins.criterions.budgeted import BudgetConfig, Budgeted
-from fairseq_plugins.run import encoder_size
+from fairseq_plugins.run import encoder_size, layer_shapes
 from train_large.flops import train_flops
 
 
@@ -24,7 +24,6 @@ class BudgetedSentencePredictionCriterion(Budgeted, SentencePredictionCriterion)
 
     def flops(self, sample: dict[str, Any]) -> float:
         sequences, length = sample["net_input"]["src_tokens"].size()
-        size, vocabulary = encoder_size(self.run.root.model), len(self.task.source_dictionary)
-        return train_flops(
-            size, vocabulary, length, sequences, head="classification", classes=self.task.cfg.num_classes
-        )
+        args, vocabulary = self.run.root.model, len(self.task.source_dictionary)
+        size, layers, classes = encoder_size(args), layer_shapes(args), self.task.cfg.num_classes
+        return train_flops(size, vocabulary, length, sequences, head="classification", classes=classes, layers=layers)

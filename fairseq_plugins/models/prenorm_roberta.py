@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from fairseq_plugins.models import fast_encoder
 from fairseq_plugins.models.narrow_attention import reshape_layers
+from fairseq_plugins.run import per_layer
 from train_large.allocation import keep_freed_memory
-from train_large.compression.structures import parse_per_layer
 from train_large.data.dictionary import digest
 from train_large.errors import UserError
 from train_large.sizes import ROBERTA, SHARING, Size, default_ffn, default_heads
@@ -305,11 +305,8 @@ def _layer_shapes(args: Namespace | DictConfig) -> None:
 
 def _per_layer(args: Namespace | DictConfig, name: str) -> tuple[int, ...] | None:
     """`args.layer_heads` or `args.layer_ffn` as numbers. Raises ValueError, which names the flag."""
-    text = getattr(args, name)
-    if text is None:
-        return None
     try:
-        return parse_per_layer(str(text), f"--{name.replace('_', '-')}", args.encoder_layers)
+        return per_layer(args, name)
     except UserError as error:
         raise ValueError(str(error)) from None
 

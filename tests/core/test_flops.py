@@ -42,6 +42,19 @@ def test_feed_forward_size_counts():
     )
 
 
+def test_layers_of_their_own_shapes_cost_what_they_compute():
+    """Of 8 heads of 64 and 2048 rows, (8, 2048), (3, 2048) and (8, 5) are left in the three layers."""
+    size, length = Size(3, 512), 128
+    whole = train_flops(size, 8000, length, 2)
+    assert train_flops(size, 8000, length, 2, layers=[(8, 2048)] * 3) == whole
+    shrunk = train_flops(size, 8000, length, 2, layers=[(8, 2048), (3, 2048), (8, 5)])
+    # A token that goes through a head: q, k and v (with bias), then the output projection; scores and average over all
+    # tokens, and softmax, dropout and scaling of the scores.
+    head = 3 * (2 * 512 * 64 + 64) + 2 * 64 * 512 + length * (2 * 2 * 64 + 10)
+    row = 2 * 512 + 1 + 8 + 2 * 512
+    assert whole - shrunk == 2 * 2 * length * (5 * head + 2043 * row)
+
+
 def test_heads_on_the_encoder():
     size, vocabulary = Size(3, 256), 8000
     none, mlm, classification = (

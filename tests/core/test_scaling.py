@@ -218,6 +218,16 @@ def test_a_log_without_validations(tmp_path):
         read_pilots([tmp_path])
 
 
+def test_a_log_of_a_shrunk_model(tmp_path):
+    """Its layers have not the heads and rows that its size says."""
+    facts = {"heads": None, "ffn": None, "layer_heads": "2,1", "layer_ffn": "100,128"}
+    logs = write_logs(tmp_path / "whole", Truth(), SIZES[:2], layer_heads=None, layer_ffn=None)
+    assert len(read_pilots(logs)) == 2
+    shrunk = write_log(tmp_path / "shrunk", SIZES[0], Truth(), **facts)
+    with pytest.raises(UserError, match="shrunk/run.jsonl is of a model that was shrunk .--layer-heads 2,1 .*leave it"):
+        read_pilots([*logs, shrunk])
+
+
 def test_a_log_without_a_size(tmp_path):
     runlog.append(tmp_path / runlog.NAME, "start", dict.fromkeys(runlog.COUNTERS, 0))
     with pytest.raises(UserError, match="does not say the size"):

@@ -34,7 +34,7 @@ def checkpoint(state, tmp_path):
 
 @pytest.fixture
 def task(tmp_path):
-    for folder, text in (("input0", "the 5\nhouse 3\n"), ("label", "bad 2\ngood 2\n")):
+    for folder, text in (("input0", "".join(f"{i} 1\n" for i in range(45))), ("label", "bad 2\ngood 2\n")):
         (tmp_path / "task" / folder).mkdir(parents=True)
         (tmp_path / "task" / folder / "dict.txt").write_text(text)
     return str(tmp_path / "task")

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ from tensorboardX.proto import event_pb2
 import fairseq_plugins
 from fairseq_plugins import budgeted_run
 from fairseq_plugins.criterions.masked_lm import QuickMaskedLmLoss
+from fairseq_plugins.criterions.sentence_prediction import BudgetedSentencePredictionCriterion
+from fairseq_plugins.run import shape_facts
 from train_large import budget, flops, runlog, step_times
+from train_large.report.runs import read_runs
 from train_large.sizes import Size
 
 USER_DIR = str(Path(fairseq_plugins.__file__).parent)
@@ -318,6 +322,44 @@ def test_flops_are_those_of_the_batches(text, tmp_path, clock):
     entries = len((text / "dict.txt").read_text().splitlines()) + 5  # fairseq's four special symbols and <mask>
     one = flops.train_flops(Size(1, 16, heads=2), entries, 16, 4)
     assert lines[-1]["flops"] == pytest.approx(3 * one)
+
+
+def test_the_log_of_a_shrunk_model_is_of_its_own_layers(text, tmp_path, clock):
+    shape = "--encoder-layers 2 --layer-heads 2,1 --layer-ffn 64,7"
+    lines = run(text, *MLM, *shape.split(), "--budget", "2s", save_dir=tmp_path)
+    entries = len((text / "dict.txt").read_text().splitlines()) + 5
+    one = flops.train_flops(Size(2, 16, heads=2), entries, 16, 4, layers=[(2, 64), (1, 7)])
+    assert lines[-1]["flops"] == pytest.approx(2 * one)
+    start = lines[0]
+    assert (start["size"], start["heads"], start["ffn"]) == ("2l_16h", None, None)
+    assert (start["layer_heads"], start["layer_ffn"]) == ("2,1", "64,7")
+    [model] = read_runs([tmp_path]).models
+    assert (model.layers, model.hidden, model.heads, model.flops) == (2, 16, None, lines[-1]["flops"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, {"heads": 4, "ffn": 64, "layer_heads": None, "layer_ffn": None}),
+        ({"layer_heads": "2,2"}, {"heads": 2, "ffn": 64, "layer_heads": "2,2", "layer_ffn": None}),
+        ({"layer_ffn": "9,64"}, {"heads": 4, "ffn": None, "layer_heads": None, "layer_ffn": "9,64"}),
+    ],
+)
+def test_heads_and_rows_are_told_where_layers_are_alike(flags, expected):
+    whole = {"encoder_layers": 2, "encoder_ffn_embed_dim": 64, "encoder_attention_heads": 4}
+    assert shape_facts(Namespace(**whole, **flags)) == expected
+
+
+def test_flops_of_a_classifier_are_of_its_own_layers():
+    model = Namespace(encoder_layers=2, encoder_embed_dim=16, encoder_ffn_embed_dim=64, encoder_attention_heads=4)
+    model.layer_heads, model.layer_ffn = "3,1", "5,64"
+    task = Namespace(source_dictionary=range(50), cfg=Namespace(num_classes=3))
+    criterion = Namespace(run=Namespace(root=Namespace(model=model)), task=task)
+    sample = {"net_input": {"src_tokens": torch.zeros(4, 10)}}
+    layers, head = [(3, 5), (1, 64)], {"head": "classification", "classes": 3}
+    assert BudgetedSentencePredictionCriterion.flops(criterion, sample) == flops.train_flops(
+        Size(2, 16, 64, 4), 50, 10, 4, layers=layers, **head
+    )
 
 
 def test_translation_runs_under_the_same_budget(pairs, tmp_path, clock):

@@ -13,7 +13,11 @@ from train_large.compression.checkpoint import configuration, read_checkpoint, s
 from train_large.compression.packed import read_state, write_packed
 from train_large.compression.quantization import Quantizer, dequantized, quantized, uniform
 from train_large.compression.rate import quantizer_for
+from train_large.compression.shrink import ENCODER
 from train_large.compression.storage import FULL_BITS, StorageSummary, block_size, check_bits, storage
+from train_large.data.dictionary import check_trained_with, parse_dictionary
+from train_large.data.documents import digest
+from train_large.data.folder import recorded
 from train_large.errors import UserError
 
 RECORD_VERSION = 1
@@ -104,11 +108,13 @@ def quantize_checkpoint(source: Path, target: Path, method: Method) -> StorageSu
 def pack_checkpoint(source: Path, target: Path, method: Method, files: Mapping[str, str] | None = None) -> int:
     """Write the checkpoint `source` as a packed file with `files` in it (see `PackedModel`), and return its bytes.
 
-    Raises UserError as `quantize_checkpoint` does.
+    Raises UserError as `quantize_checkpoint` does, and for a dictionary with which the model was not trained.
     """
     checkpoint = read_checkpoint(source)
     files = files or {}
     try:
+        if "dict.txt" in files:
+            _check_dictionary(checkpoint, files["dict.txt"], "dict.txt")
         described = method.described(checkpoint)
         if described.get("criterion"):
             raise UserError("its criterion has weights of its own, which a packed file has no place for.")
@@ -132,12 +138,14 @@ def files_of(source: Path, data: Path | None = None, bpe: Path | None = None) ->
     """The dictionary, label names and BPE of a checkpoint: what `predict` and `export-hf` need beside the weights.
 
     `data` is fairseq's data folder; without it, the one that the checkpoint was trained on, if it is still there.
-    `bpe` has encoder.json and vocab.bpe; without it, `bpe/` beside the data, or in `text/` beside it, if it is there.
-    Raises UserError for a folder that was named and lacks them.
+    `bpe` has encoder.json and vocab.bpe; without it, `bpe/` beside the data, or in `text/` beside it, if it is there
+    and prepared.json says that the data was encoded with it.
+    Raises UserError for a folder that was named and lacks them, and for a dictionary of another model.
     """
+    checkpoint = read_checkpoint(source)
     given = data
     if data is None:
-        section = configuration(read_checkpoint(source)).get("task") or {}
+        section = configuration(checkpoint).get("task") or {}
         trained_on = str(section.get("data") or "").split(":")[0]
         if not trained_on:
             return {}
@@ -147,14 +155,40 @@ def files_of(source: Path, data: Path | None = None, bpe: Path | None = None) ->
         for place in places:
             if (data / place).is_file() and name not in found:
                 found[name] = (data / place).read_text(encoding="utf-8")
+                if name == "dict.txt":
+                    _check_dictionary(checkpoint, found[name], str(data / place))
     if given is not None and "dict.txt" not in found:
         raise UserError(f"{given} has neither input0/dict.txt nor dict.txt: give fairseq's data folder.")
     folders = [bpe] if bpe else [data / "bpe", data.parent / "bpe", data.parent / "text" / "bpe"]
     for folder in folders:
         pair = {name: folder / name for name in ("encoder.json", "vocab.bpe")}
-        if all(path.is_file() for path in pair.values()) and "dict.txt" in found:
+        if "dict.txt" not in found or not all(path.is_file() for path in pair.values()):
+            continue
+        if folder == bpe or _encoded_with(folder, data):
             found.update({name: path.read_text(encoding="utf-8") for name, path in pair.items()})
             break
     if bpe is not None and "encoder.json" not in found:
         raise UserError(f"{bpe} has not both of encoder.json and vocab.bpe: give the folder that prepare-text made.")
     return found
+
+
+def _encoded_with(bpe: Path, data: Path) -> bool:
+    """Whether prepare-task's record in `data`, or prepare-text's above it, says that its BPE is the one in `bpe`."""
+    task, _ = recorded(data)
+    if "text" in task:  # the digests of encoder.json, vocab.bpe and dict.txt
+        return [digest(bpe / "encoder.json"), digest(bpe / "vocab.bpe")] == task["text"][:2]
+    text = data.parent
+    _, sizes = recorded(text)
+    files = [bpe / "encoder.json", bpe / "vocab.bpe", data / "dict.txt"]
+    return bpe.parent == text and all(
+        file.is_file() and sizes.get(str(file.relative_to(text))) == file.stat().st_size for file in files
+    )
+
+
+def _check_dictionary(checkpoint: Mapping[str, Any], text: str, name: str) -> None:
+    """Raise UserError if `text`, the dict.txt called `name`, is of another model than `checkpoint`."""
+    expected = (configuration(checkpoint).get("model") or {}).get("dictionary_digest")
+    embedding = checkpoint["model"].get(f"{ENCODER}.embed_tokens.weight")
+    if expected is not None or embedding is not None:
+        rows = None if embedding is None else len(embedding)
+        check_trained_with(parse_dictionary(text, name), name, rows, expected)

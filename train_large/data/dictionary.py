@@ -80,3 +80,20 @@ def label_names(symbols: Sequence[str]) -> list[str]:
 def digest(symbols: Sequence[str]) -> str:
     """What a prenorm_roberta's checkpoint keeps of its dictionary (`dictionary_digest` in the model's arguments)."""
     return hashlib.sha256("\n".join(symbols).encode()).hexdigest()[:16]
+
+
+def check_trained_with(symbols: Sequence[str], name: str, rows: int | None, expected: str | None) -> None:
+    """Raise UserError unless `symbols`, read from `name`, can be those that a model was trained with.
+
+    rows: of the model's token embeddings. expected: the digest that its arguments hold. None where it is not known.
+    """
+    if rows is not None and len(symbols) != rows:
+        raise UserError(
+            f"{name} makes a dictionary of {len(symbols)} symbols, special ones included, and the checkpoint's "
+            f"embeddings have {rows} rows: give the dict.txt of the data that the model was trained on"
+        )
+    if expected is not None and digest(symbols) != expected:
+        raise UserError(
+            f"{name} is not the dictionary that the model was trained with, though of its length: give the dict.txt "
+            "of its training data"
+        )

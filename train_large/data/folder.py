@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -20,10 +21,12 @@ RECORD = "prepared.json"
 def whole(out: Path) -> Iterator[Path]:
     """Give an empty folder beside `out`; rename it to `out` when the block ends well, remove it when not.
 
+    Where `out` is the working directory, what is in the folder is moved into it instead.
     What a killed run left behind is removed by the next one; a lock on the folder keeps two runs apart.
     Raises UserError where another run is at work on `out`, or where the disk is full or not writable.
     """
-    part = out.with_name(f".{out.name}.part")
+    place = out.resolve()  # "." has no name
+    part = place.parent / f".{place.name}.part"
     try:
         part.mkdir(parents=True, exist_ok=True)
         lock = os.open(part, os.O_RDONLY)
@@ -40,7 +43,7 @@ def whole(out: Path) -> Iterator[Path]:
         try:
             _clear(part)
             yield part
-            os.replace(part, out)
+            _put(part, place)
         except OSError as error:
             raise UserError(
                 f"{out} could not be written ({error.strerror or error}): make room or choose another folder"
@@ -77,6 +80,15 @@ def finished(out: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
     return summary
 
 
+def recorded(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """What a prepared folder was made from, and the bytes of its files by name; empty where no record says."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return dict(record["parameters"]), dict(record["sizes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, {}
+
+
 def finish(folder: Path, parameters: dict[str, Any], summary: dict[str, Any]) -> None:
     """Write the record of a folder that is otherwise complete."""
     sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
@@ -87,6 +99,18 @@ def finish(folder: Path, parameters: dict[str, Any], summary: dict[str, Any]) ->
 def _plain(parameters: dict[str, Any]) -> dict[str, Any]:
     """As JSON gives it back (tuples as lists), so that it compares."""
     return json.loads(json.dumps(parameters))
+
+
+def _put(part: Path, place: Path) -> None:
+    """Make the folder `part` the one at `place`, which is not there or empty."""
+    if place != Path.cwd():
+        os.replace(part, place)
+        return
+    # Whoever stands in a folder that is replaced stands in one that is gone. Its record comes last.
+    if any(place.iterdir()):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+    for entry in sorted(part.iterdir(), key=lambda entry: entry.name == RECORD):
+        os.replace(entry, place / entry.name)
 
 
 def _clear(folder: Path) -> None:

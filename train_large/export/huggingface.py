@@ -21,7 +21,14 @@ from train_large.compression.checkpoint import configuration, read_checkpoint, s
 from train_large.compression.conversion import files_of
 from train_large.compression.packed import read_packed
 from train_large.data import folder
-from train_large.data.dictionary import BOS, EOS, digest, find_dictionary, read_dictionary, read_labels
+from train_large.data.dictionary import (
+    BOS,
+    EOS,
+    check_trained_with,
+    find_dictionary,
+    read_dictionary,
+    read_labels,
+)
 from train_large.errors import UserError
 from train_large.export.model_card import model_card
 from train_large.export.onnx import export_onnx
@@ -102,7 +109,8 @@ def _export(
         raise UserError(f"{source}: {error}") from error
     file = find_dictionary(dictionary)
     symbols = read_dictionary(file)
-    _check_dictionary(file, symbols, exported, stock["cfg"]["model"].get("dictionary_digest"))
+    expected = stock["cfg"]["model"].get("dictionary_digest")
+    check_trained_with(symbols, str(file), exported.config["vocab_size"], expected)
     names = _label_names(labels, file, exported)
     pieces = find_bpe(bpe) if bpe is not None else None
     config = {**exported.config, **_label_config(names, exported.classes)}
@@ -164,20 +172,6 @@ def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
     except safetensors.SafetensorError as error:  # its own, for a full disk too
         raise OSError(str(error)) from error
     shutil.copymode(file.with_name(CONFIG), file)  # it writes for the owner's eyes only
-
-
-def _check_dictionary(file: Path, symbols: Sequence[str], exported: Exported, expected: str | None) -> None:
-    rows = exported.config["vocab_size"]
-    if len(symbols) != rows:
-        raise UserError(
-            f"{file} makes a dictionary of {len(symbols)} symbols, special ones included, and the checkpoint's "
-            f"embeddings have {rows} rows: give the dict.txt of the data that the model was trained on"
-        )
-    if expected is not None and digest(symbols) != expected:
-        raise UserError(
-            f"{file} is not the dictionary that the model was trained with, though of its length: give the dict.txt "
-            "of its training data"
-        )
 
 
 def _label_names(labels: Sequence[str] | None, dictionary: Path, exported: Exported) -> list[str] | None:

@@ -20,6 +20,9 @@ from train_large.compression.conversion import Method, files_of, pack_checkpoint
 from train_large.compression.inspection import inspect
 from train_large.compression.packed import read_packed
 from train_large.compression.quantization import dequantize, quantize_state, quantize_tensor
+from train_large.data import folder
+from train_large.data.dictionary import digest
+from train_large.data.documents import digest as file_digest
 from train_large.errors import UserError
 
 PLUGIN = Path(__file__).parents[3] / "fairseq_plugins"
@@ -251,6 +254,93 @@ def test_the_dictionary_and_the_bpe_go_with_it(checkpoint):
         files_of(checkpoint, data / "text")
     with pytest.raises(UserError, match=r"encoder\.json"):
         files_of(checkpoint, data, data / "label")
+
+
+def write_bpe(folder: Path, name: str) -> None:
+    folder.mkdir(parents=True)
+    for file in ("encoder.json", "vocab.bpe"):
+        (folder / file).write_text(f"{file} of {name}")
+
+
+def test_only_the_bpe_that_encoded_a_task_is_found(checkpoint):
+    """By the digests that prepare-task wrote down; a BPE of another text may lie where the task's own usually does."""
+    task, text = checkpoint.parent / "task", checkpoint.parent / "text"
+    (task / "input0").mkdir(parents=True)
+    (task / "input0" / "dict.txt").write_text("5 1\n")
+    write_bpe(text / "bpe", "text")
+    write_bpe(checkpoint.parent / "bpe", "other")
+    assert files_of(checkpoint, task) == {"dict.txt": "5 1\n"}  # nobody says that it is the text of this task
+    pieces = [text / "bpe" / "encoder.json", text / "bpe" / "vocab.bpe", task / "input0" / "dict.txt"]
+    folder.finish(task, {"text": [file_digest(piece) for piece in pieces]}, {})
+    own = {"dict.txt": "5 1\n", "encoder.json": "encoder.json of text", "vocab.bpe": "vocab.bpe of text"}
+    assert files_of(checkpoint, task) == own  # past the one that lies nearer
+    (text / "bpe" / "vocab.bpe").write_text("vocab.bpe of another")
+    assert files_of(checkpoint, task) == {"dict.txt": "5 1\n"}
+    assert files_of(checkpoint, task, text / "bpe")["vocab.bpe"] == "vocab.bpe of another"  # as told
+
+
+def test_only_the_bpe_of_the_same_prepared_text_is_found(checkpoint):
+    text = checkpoint.parent / "words"
+    data = text / "data-bin-5pct"
+    data.mkdir(parents=True)
+    (data / "dict.txt").write_text("5 1\n")
+    write_bpe(text / "bpe", "words")
+    write_bpe(text / "text" / "bpe", "other")
+    assert files_of(checkpoint, data) == {"dict.txt": "5 1\n"}
+    folder.finish(text, {}, {})
+    assert files_of(checkpoint, data)["encoder.json"] == "encoder.json of words"
+    (text / "bpe" / "vocab.bpe").write_text("longer than it was when the text was prepared")
+    assert files_of(checkpoint, data) == {"dict.txt": "5 1\n"}
+
+
+@pytest.fixture
+def roberta(checkpoint):
+    """A checkpoint with a row for each of w0, w1 and fairseq's five symbols; and the folder of its data."""
+    data = checkpoint.parent / "data"
+    data.mkdir()
+    state = torch.load(checkpoint, weights_only=False)
+    state["model"]["encoder.sentence_encoder.embed_tokens.weight"] = torch.randn(7, 8)
+    state["cfg"]["task"]["data"] = str(data)
+    state["cfg"]["model"].dictionary_digest = digest(["<s>", "<pad>", "</s>", "<unk>", "w0", "w1", "<mask>"])
+    torch.save(state, checkpoint)
+    return checkpoint, data
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("w0 1\nw1 1\nw2 1\n", r"dict\.txt makes a dictionary of 8 symbols.*embeddings have 7 rows"),
+        ("w1 1\nw0 1\n", r"dict\.txt is not the dictionary that the model was trained with"),
+    ],
+)
+def test_the_dictionary_of_another_model_is_refused(roberta, text, match):
+    checkpoint, data = roberta
+    other = data.with_name("other")
+    other.mkdir()
+    (data / "dict.txt").write_text("w0 1\nw1 1\n")
+    (other / "dict.txt").write_text(text)
+    packed = checkpoint.with_name("p.safetensors")
+    with pytest.raises(UserError, match=f"other/{match}"):
+        files_of(checkpoint, other)
+    with pytest.raises(UserError, match=match):
+        pack_checkpoint(checkpoint, packed, Method(8), {"dict.txt": text})
+    assert not packed.exists()
+    pack_checkpoint(checkpoint, packed, Method(8), files_of(checkpoint, data))
+    (data / "dict.txt").write_text(text)  # the folder that it was trained on holds something else by now
+    with pytest.raises(UserError, match=f"data/{match}"):
+        files_of(checkpoint)
+
+
+def test_where_no_digest_is_known_the_number_of_entries_counts(roberta):
+    checkpoint, data = roberta
+    state = torch.load(checkpoint, weights_only=False)
+    del state["cfg"]["model"].dictionary_digest
+    torch.save(state, checkpoint)
+    (data / "dict.txt").write_text("w1 1\nw0 1\n")
+    assert files_of(checkpoint) == {"dict.txt": "w1 1\nw0 1\n"}
+    (data / "dict.txt").write_text("w0 1\n")
+    with pytest.raises(UserError, match="6 symbols"):
+        files_of(checkpoint)
 
 
 def test_inspection_counts_and_measures(checkpoint):

@@ -24,6 +24,30 @@ def test_it_appears_whole(tmp_path: Path) -> None:
     assert (out / "a").read_text() == "a"
 
 
+@pytest.mark.parametrize("out", [".", "../here", "../elsewhere/../here", "../there", "../link"])
+def test_it_may_be_given_by_any_path(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here is where the shell that started us stands, and looks for what has appeared."""
+    here = tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    monkeypatch.chdir(here)
+    make(Path(out), seed=1)
+    assert folder.finished(Path(out), {"seed": 1}) == {"count": 3}
+    assert Path(out, "sub", "data").read_text() == "data"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "there") == ["elsewhere", "here", "link"]
+
+
+def test_what_lies_here_by_now_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(UserError, match="not empty"):
+        make(Path())
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+    assert not list(tmp_path.parent.glob(f".{tmp_path.name}*"))
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, OSError])
 def test_or_not_at_all(error: type[BaseException], tmp_path: Path) -> None:
     def fail() -> None:

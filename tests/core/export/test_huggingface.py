@@ -12,8 +12,11 @@ import transformers
 from safetensors.torch import load_file
 
 from train_large import cli
+from train_large.data import folder as prepared_folder
+from train_large.data.documents import digest
 from train_large.errors import UserError
 from train_large.export.huggingface import export_hf
+from train_large.export.tokenizer import find_bpe
 
 HEADS = {"sentence_classification_head": 3}
 
@@ -95,6 +98,8 @@ class TestWhatGoesWithTheModel:
         for part, lines in {"input0": prepared.dictionary.read_text(), "label": "bad 1\ngood 1\nso-so 1\n"}.items():
             (tmp_path / "task" / part).mkdir(parents=True)
             (tmp_path / "task" / part / "dict.txt").write_text(lines)
+        pieces = [*find_bpe(prepared.folder), prepared.dictionary]
+        prepared_folder.finish(tmp_path / "task", {"text": [digest(piece) for piece in pieces]}, {})
         self.model, checkpoint = build("prenorm_roberta", heads=HEADS, task={"data": str(tmp_path / "task")})
         return save(checkpoint)
 
