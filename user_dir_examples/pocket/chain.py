@@ -12,21 +12,32 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from train_large.data.documents import digest
 from train_large.errors import UserError
+from train_large.files import whole
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One process: `name` for the screen, `folder` for what it leaves, `command` made when it is its turn."""
+    """One process: `name` for the screen, `folder` for what it leaves, `command` made when it is its turn.
+
+    `data` are files that tell the data it reads from any other: a prepared folder's record, a test set. What the
+    stages before it leave is not among them.
+    """
 
     name: str
     folder: Path
     command: Callable[[], list[str]]
+    data: Sequence[Path] = ()
 
 
 class Chains:
     """The stages of each size in order, `slots` sizes at a time, the largest first.
+
+    A stage is done once, for one command and one state of its data. Where either is another, what it and the stages
+    after it left is removed: those were made from it.
 
     Every process has one thread: at these sizes two processes of one thread do nearly twice the work of one of two,
     and each size gets the same core for its budget.
@@ -64,27 +75,31 @@ class Chains:
 
     def _chain(self, size: str) -> None:
         with self._slots:
-            for stage in self.stages[size]:
+            for number, stage in enumerate(self.stages[size]):
                 if self._stopping:
                     return
                 self.at[size] = stage.name
                 try:
-                    self._stage(size, stage)
+                    self._stage(size, stage, self.stages[size][number + 1 :])
                 except Exception as error:  # a thread's exception would be lost
                     self._fail(f"{size}, {stage.name}: {error}")
                     return
             self.at[size] = "done"
 
-    def _stage(self, size: str, stage: Stage) -> None:
+    def _stage(self, size: str, stage: Stage, following: Sequence[Stage]) -> None:
         command = stage.command()
-        done = stage.folder / "done.json"
-        started = stage.folder / "command.json"
-        if started.exists() and json.loads(started.read_text()) != command:
-            shutil.rmtree(stage.folder)  # other settings: what is there is of no use
-        if done.exists():
+        made_from = {"command": command, "data": {str(path): digest(path) for path in stage.data}}
+        started, done = stage.folder / "command.json", stage.folder / "done.json"
+        is_same = _read(started) == made_from
+        if is_same and done.exists():
             return
-        stage.folder.mkdir(parents=True, exist_ok=True)
-        started.write_text(json.dumps(command))
+        for later in reversed(following):
+            _remove(later.folder)
+        if not is_same:
+            _remove(stage.folder)
+            stage.folder.mkdir(parents=True)
+            with whole(started) as aside:
+                aside.write_text(json.dumps(made_from))
         log = self.logs / f"{size}-{stage.name}.log"
         with open(log, "wb") as output:
             with self._lock:
@@ -100,7 +115,8 @@ class Chains:
                 )
             status = process.wait()
         if status == 0:
-            done.write_text(json.dumps({"status": status}))
+            with whole(done) as aside:
+                aside.write_text(json.dumps({"status": status}))
         elif not self._stopping:
             self._fail(f"{size}: {stage.name} failed with status {status}; the end of {log}:\n{_tail(log)}")
 
@@ -124,6 +140,23 @@ class Chains:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _read(path: Path) -> Any:
+    """What is in a JSON file; None where it is not there or torn."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _remove(folder: Path) -> None:
+    """All of it or nothing: a removal that is killed leaves no part of it under its name."""
+    aside = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+        shutil.rmtree(aside)
 
 
 def _one_thread() -> dict[str, str]:

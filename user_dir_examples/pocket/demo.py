@@ -28,6 +28,7 @@ from screen import Screen
 
 from train_large import runlog, sizes
 from train_large.budget import parse_duration
+from train_large.data.folder import RECORD
 from train_large.data.glue import TaskSummary, prepare_task
 from train_large.data.text import TextSummary, prepare_text
 from train_large.errors import UserError
@@ -147,20 +148,28 @@ def chain(
     interval = validation_interval(size, recipe, seconds)
     pretrained, finetuned, pruned, measured = (folders[name, stage] for stage in STAGES)
     text_data, task_data = out / "text" / "data-bin", out / "task"
+    of_text, of_task = out / "text" / RECORD, task_data / RECORD
     return [
-        Stage("pretrain", pretrained, lambda: pretrain(text_data, pretrained, size, recipe, budget, interval)),
+        Stage(
+            "pretrain", pretrained, lambda: pretrain(text_data, pretrained, size, recipe, budget, interval), [of_text]
+        ),
         Stage(
             "finetune",
             finetuned,
             lambda: finetune(task_data, finetuned, size, recipe, classes, examples, pretrained / "checkpoint_last.pt"),
+            [of_task],
         ),
         Stage(
             "prune",
             pruned,
             lambda: prune(task_data, pruned, size, recipe, classes, examples, finetuned / "checkpoint_best.pt"),
+            [of_task],
         ),
         Stage(
-            "measure", measured, lambda: measure(measured, pretrained, finetuned, pruned, recipe, text_data, task_data)
+            "measure",
+            measured,
+            lambda: measure(measured, pretrained, finetuned, pruned, recipe, text_data, task_data),
+            [of_text, of_task],
         ),
     ]
 

@@ -154,9 +154,14 @@ def chain(
         return [python, str(Path(__file__).with_name("score.py")), *map(str, files)]
 
     return [
-        Stage("train", model_dir, lambda: train(python, data, model_dir, size, recipe, seconds)),
-        Stage("translate", translated, translate),
-        Stage("score", scored, score),
+        Stage(
+            "train",
+            model_dir,
+            lambda: train(python, data, model_dir, size, recipe, seconds),
+            [data / f"{PROBLEM}.json"],  # datagen's record
+        ),
+        Stage("translate", translated, translate, [source]),
+        Stage("score", scored, score, [reference]),
     ]
 
 
