@@ -10,7 +10,7 @@ from pathlib import Path
 
 import demo
 import pytest
-from chain import Chains
+from chain import Chains, alone
 from recipe import Recipe
 
 from train_large.data.glue import TaskSummary
@@ -98,7 +98,8 @@ def test_what_another_text_task_or_budget_does_anew(tmp_path, monkeypatch):
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "prepared.json").write_text(record)
         stages = demo.chain("1l_16h", folders, recipe, budget, 3.0, tmp_path, task)
-        Chains({"1l_16h": stages}, 1, tmp_path / "logs").run(lambda: None, every=0.01)
+        with alone(tmp_path) as lock:
+            Chains({"1l_16h": stages}, 1, tmp_path / "logs", lock).run(lambda: None, every=0.01)
         return told.read_text().split()
 
     assert done(text="a text", task="a task") == list(demo.STAGES)

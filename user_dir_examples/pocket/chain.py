@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -9,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,53 @@ from typing import Any
 from train_large.data.documents import digest
 from train_large.errors import UserError
 from train_large.files import whole
+
+PATIENCE = 20  # seconds that a process has to save and end
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[int]:
+    """One demo at a time in a folder. Gives the lock, which the processes of the demo are to inherit: those that a
+    killed one left keep the next one out of the folders that they write to."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(out / ".lock", "a")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}): give another folder with --out.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"a demo, or what is left of a killed one, is at work in {out}: wait for it, end the processes that "
+                f"`fuser {out / '.lock'}` names, or give another folder with --out."
+            ) from None
+        except OSError as error:
+            raise UserError(f"{out} has no locks ({error.strerror}): give another folder with --out.") from None
+        yield lock.fileno()
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that is closed, end the block as Ctrl-C does.
+
+    A second one, as shells send, does not cut the end short. What is ignored, as SIGHUP is below nohup, stays so.
+    """
+
+    def end(signum: int, frame: object) -> None:
+        for number in before:
+            signal.signal(number, lambda *_: None)  # not SIG_IGN, which processes would inherit
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -40,12 +89,13 @@ class Chains:
     after it left is removed: those were made from it.
 
     Every process has one thread: at these sizes two processes of one thread do nearly twice the work of one of two,
-    and each size gets the same core for its budget.
+    and each size gets the same core for its budget. They inherit `lock`.
     """
 
-    def __init__(self, stages: dict[str, Sequence[Stage]], slots: int, logs: Path) -> None:
+    def __init__(self, stages: dict[str, Sequence[Stage]], slots: int, logs: Path, lock: int) -> None:
         self.stages = stages
         self.logs = logs
+        self.lock = lock
         self.at: dict[str, str] = dict.fromkeys(stages, "waiting")
         self.failed: str | None = None
         self._slots = threading.Semaphore(slots)
@@ -56,7 +106,7 @@ class Chains:
     def run(self, watch: Callable[[], None], every: float = 1.0) -> None:
         """Run them all, calling `watch` every so many seconds.
 
-        Raises UserError if a process fails; stops them all on Ctrl-C.
+        Raises UserError if a process fails; stops them all on Ctrl-C and whatever else ends it.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         threads = [threading.Thread(target=self._chain, args=(size,), daemon=True) for size in self.stages]
@@ -66,8 +116,10 @@ class Chains:
             while any(thread.is_alive() for thread in threads):
                 watch()
                 time.sleep(every)
-        except KeyboardInterrupt:
+        except BaseException:
             self._stop()
+            for thread in filter(threading.Thread.is_alive, threads):
+                thread.join(1)  # it may have a stage to call done
             raise
         watch()
         if self.failed:
@@ -111,7 +163,8 @@ class Chains:
                     stderr=subprocess.STDOUT,
                     stdin=subprocess.DEVNULL,
                     env=_one_thread(),
-                    start_new_session=True,
+                    pass_fds=(self.lock,),
+                    start_new_session=True,  # Ctrl-C comes as SIGTERM, at which a budgeted run saves itself
                 )
             status = process.wait()
         if status == 0:
@@ -128,18 +181,24 @@ class Chains:
     def _stop(self) -> None:
         """SIGTERM: a budgeted run saves, so that the next `make demo` goes on from there.
 
-        SIGKILL for what is left after 20 seconds.
+        SIGKILL for what is left after PATIENCE, or when this is interrupted again.
         """
         with self._lock:
-            self._stopping = True
+            is_first, self._stopping = not self._stopping, True
             running = [process for process in self._processes.values() if process.poll() is None]
-        for process in running:
-            process.send_signal(signal.SIGTERM)
-        for process in running:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        try:
+            if is_first:  # a second SIGTERM would end a run before it has saved
+                for process in running:
+                    process.terminate()
+            until = time.monotonic() + PATIENCE
+            for process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, until - time.monotonic()))
+        finally:
+            for process in running:
+                if process.returncode is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _read(path: Path) -> Any:

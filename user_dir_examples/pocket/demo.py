@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from chain import Chains, Stage
+from chain import Chains, Stage, alone, ended_by_signals
 from fetch import fetch_movie_reviews, fetch_wikitext2
 from recipe import ROOT, USER_DIR, Recipe, finetune, pretrain, prune, validation_interval
 from rich.console import Console
@@ -46,7 +46,8 @@ def main() -> int:
     options = _parser().parse_args()
     console = Console(highlight=False)
     try:
-        run(options, console)
+        with ended_by_signals():
+            run(options, console)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -88,23 +89,27 @@ def run(options: argparse.Namespace, console: Console) -> None:
     for name in recipe.sizes:
         recipe.size(name)
     out = options.out.resolve()
-    text, task = prepare(options, recipe, out, console)
-    folders = {(name, stage): out / name / stage for name in recipe.sizes for stage in STAGES}
-    stages = {name: chain(name, folders, recipe, options.budget, seconds, out, task) for name in _largest_first(recipe)}
-    chains = Chains(stages, max(1, options.jobs), out / "logs")
-    console.print(
-        f"{len(recipe.sizes)} sizes, {seconds:.0f} s of pretraining each, {options.jobs} at a time; "
-        f"logs in {out / 'logs'}"
-    )
-    with Screen(folders, chains.at, console) as screen:
-        chains.run(screen)
-    results = gather(recipe, folders, text, task, seconds, options)
-    report.save(results, out / "results.json")
-    print_report(results, limit, console)
-    write_page(results, out / "report.html", limit)
-    console.print(
-        f"\nwrote {out / 'results.json'} and {out / 'report.html'} after {(time.monotonic() - began) / 60:.1f} minutes"
-    )
+    with alone(out) as lock:
+        text, task = prepare(options, recipe, out, console)
+        folders = {(name, stage): out / name / stage for name in recipe.sizes for stage in STAGES}
+        stages = {
+            name: chain(name, folders, recipe, options.budget, seconds, out, task) for name in _largest_first(recipe)
+        }
+        chains = Chains(stages, max(1, options.jobs), out / "logs", lock)
+        console.print(
+            f"{len(recipe.sizes)} sizes, {seconds:.0f} s of pretraining each, {options.jobs} at a time; "
+            f"logs in {out / 'logs'}"
+        )
+        with Screen(folders, chains.at, console) as screen:
+            chains.run(screen)
+        results = gather(recipe, folders, text, task, seconds, options)
+        report.save(results, out / "results.json")
+        print_report(results, limit, console)
+        write_page(results, out / "report.html", limit)
+        console.print(
+            f"\nwrote {out / 'results.json'} and {out / 'report.html'} "
+            f"after {(time.monotonic() - began) / 60:.1f} minutes"
+        )
 
 
 def prepare(
