@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import demo
 import pytest
+from chain import Chains, alone
 from recipe import Recipe
 
+from train_large.data.glue import TaskSummary
 from train_large.report.results import load
 
 DEMO = Path(__file__).parents[2] / "user_dir_examples" / "pocket" / "demo.py"
@@ -76,6 +79,34 @@ def test_from_the_text_to_the_page(own, tmp_path):
     # Again: everything is there, and the figures stay.
     study(*flags)
     assert load(tmp_path / "out" / "results.json").models == results.models
+
+
+def test_what_another_text_task_or_budget_does_anew(tmp_path, monkeypatch):
+    told = tmp_path / "told"
+
+    def noting(name: str):
+        return lambda *given: [sys.executable, "-c", f"open({str(told)!r}, 'a').write({name + ' '!r})", repr(given)]
+
+    for name in demo.STAGES:
+        monkeypatch.setattr(demo, name, noting(name))
+    recipe, task = Recipe(), TaskSummary(("bad", "good"), 1, {"train": {"bad": 9, "good": 9}}, 0)
+    folders = {("1l_16h", name): tmp_path / "1l_16h" / name for name in demo.STAGES}
+
+    def done(budget: str = "3s", **records: str) -> list[str]:
+        told.write_text("")
+        for name, record in records.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "prepared.json").write_text(record)
+        stages = demo.chain("1l_16h", folders, recipe, budget, 3.0, tmp_path, task)
+        with alone(tmp_path) as lock:
+            Chains({"1l_16h": stages}, 1, tmp_path / "logs", lock).run(lambda: None, every=0.01)
+        return told.read_text().split()
+
+    assert done(text="a text", task="a task") == list(demo.STAGES)
+    assert done() == []
+    assert done(task="another") == ["finetune", "prune", "measure"]
+    assert done(text="another") == list(demo.STAGES)
+    assert done(budget="4s") == list(demo.STAGES)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,52 @@ def test_from_the_pairs_to_the_page(pairs, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+# In the place of Tensor2Tensor's Python: notes what it is to do, and leaves the files that something else asks for.
+T2T_OF_NOTHING = """#!PYTHON
+import sys
+from pathlib import Path
+
+flags = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:] if "=" in word)
+words = {Path(word).stem for word in sys.argv[1:]}
+(program,) = words & {"datagen", "trainer", "decoder", "score"}
+with open("TOLD", "a") as told:
+    told.write(program + " ")
+if program == "datagen":
+    data, pairs = Path(flags["data_dir"]), Path(flags["tmp_dir"], "pairs.tsv").read_text().splitlines()
+    data.mkdir(exist_ok=True)
+    (data / "translate_enfr_pairs.json").write_text(str(hash(tuple(pairs))))
+    for number, language in enumerate(("en", "fr")):
+        lines = [pair.split(chr(9))[number] + chr(10) for pair in pairs[:5]]
+        for split in ("dev", "test"):
+            (data / f"translate_enfr_pairs.{split}.{language}").write_text("".join(lines))
+if program == "decoder":
+    Path(flags["decode_to_file"]).touch()
+if program == "score":
+    Path(sys.argv[-1]).write_text("{}")
+"""
+
+
+def test_what_other_pairs_words_or_budgets_do_anew(pairs, tmp_path, monkeypatch):
+    told, t2t = tmp_path / "told", tmp_path / "python"
+    t2t.write_text(T2T_OF_NOTHING.replace("PYTHON", sys.executable).replace("TOLD", str(told)))
+    t2t.chmod(0o755)
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+
+    def done(*flags: str) -> list[str]:
+        told.write_text("")
+        own = ("--pairs", str(pairs), "--t2t", str(t2t), "--out", str(tmp_path / "out"), "--sizes", "1l_16h")
+        assert "no run log" in study(*own, *flags, status=2)  # nothing was trained, so there is nothing to gather
+        return told.read_text().split()
+
+    everything = ["datagen", "trainer", "decoder", "score"]
+    assert done("--words", "12") == everything
+    assert done("--words", "12") == ["datagen"]
+    assert done("--words", "5") == everything
+    assert done("--words", "5", "--budget", "9s") == everything
+    pairs.write_text("".join(line for line in pairs.open() if "red" not in line))
+    assert done("--words", "5", "--budget", "9s") == everything
+
+
 def test_what_is_wrong_is_told(pairs, tmp_path):
     out = ("--out", str(tmp_path / "out"))
     assert "make env-t2t" in study("--t2t", str(tmp_path / "nowhere"), *out, status=2)

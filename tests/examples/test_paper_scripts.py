@@ -403,13 +403,35 @@ def test_what_is_done_is_left_out(tmp_path):
     assert {words[2] for words in gone[1:3]} == {str(log.parents[1] / "checkpoint_sparsity_45.pt")}
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_another_budget_in_the_same_folder_is_refused(name, tmp_path):
+    """The folders of all that is made from a pretraining are named after it, without its budget."""
+    here = {**SCALE, "OUT": str(tmp_path), "DRY_RUN": "1", "T2T_PYTHON": sys.executable}
+    here["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    if name == "translation":
+        folders = [words["output_dir"] for words in t2t(commands(name), "decoder")]
+    else:
+        folders = [value(words, "--save-dir") for words in pretrainings(name)]
+    run = tmp_path / Path(folders[-1]).relative_to("/out")
+    log = run_log(run, updates=100, budget_seconds=7200.0)
+    done = script(name, here)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {log} was trained with a budget of 7200 s, and BUDGET=1000000 is another: ")
+    assert done.stderr.count("\n") == 1
+    assert str(run) not in done.stdout
+    same = script(name, {**here, "BUDGET": "7200" if name == "translation" else "2h"})
+    assert (same.returncode, same.stderr) == (0, "")
+
+
 # ---------------------------------------------------------------------------------------------------- their own tables
 
 
-def run_log(folder: Path, *accuracies: float, per_update: float = 0.5, updates: int = 0) -> Path:
+def run_log(
+    folder: Path, *accuracies: float, per_update: float = 0.5, updates: int = 0, budget_seconds: float | None = None
+) -> Path:
     folder.mkdir(parents=True)
     zero = {"updates": 0, "train_seconds": 0.0, "wall_seconds": 0.0, "tokens": 0, "flops": 0.0}
-    lines = [{"kind": "start", **zero}]
+    lines = [{"kind": "start", **zero, "budget_seconds": budget_seconds}]
     lines += [{**zero, "kind": "valid", "subset": "valid", "accuracy": accuracy} for accuracy in accuracies]
     for done in range(100, updates + 1, 100):  # the first hundred took ten times as long
         lines.append({**zero, "kind": "train", "updates": done, "train_seconds": (900 + done) * per_update})

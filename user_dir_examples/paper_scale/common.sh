@@ -8,7 +8,7 @@
 # OUT          everything made. With one OUT for all experiments, a model that several ask for is trained once
 # MICRO        sequences that go through one GPU at a time: what the largest size can take
 # GPUS         GPUs of this machine to pretrain on; the batch of an update is the same for any number
-# BUDGET       seconds of pretraining for each size; 1,000,000 unless given (section 4.1)
+# BUDGET       seconds of pretraining for each size; 1,000,000 unless given (section 4.1). Another asks for another OUT
 # SIZES        a part of the experiment's sizes, such as "12l_768h 24l_768h": to divide it among machines
 # SEED         1 unless given
 # STEPS        a table of `train-large time-steps` made elsewhere; unless given it is measured here, on the first GPU
@@ -176,11 +176,16 @@ pretrained() {
     echo "$OUT/pretrain/$name-seed$SEED"
 }
 
+# same_budget FOLDER [PYTHON]: refuse a run that was begun with another BUDGET. No folder's name has the budget in it, so
+# what was made from that run would count as made from this one.
+same_budget() { [[ ! -e $1/run.jsonl ]] || "${2:-python}" $HERE/same_budget.py "$1" "$BUDGET" || exit 2; }
+
 # pretrain SIZE [BATCH [SHARE [PERCENT [PERPLEXITY]]]]: for BUDGET seconds, or until a perplexity is reached.
 pretrain() {
     local size=$1 batch=${2:-8192} share=${3:-none} percent=${4:-100} target=${5:-} data=$OUT/text/data-bin sequences
     local interval=$((500 * 8192 / batch)) flags=()
     sequences=$(micro "$batch")
+    same_budget "$(pretrained "$@")"
     [[ $percent == 100 ]] || data+=-${percent}pct
     [[ -z $target ]] || flags+=(--target-ppl "$target")
     if [[ $batch-$share-$percent$target == 8192-none-100 ]]; then

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -9,32 +11,91 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from train_large.data.documents import digest
 from train_large.errors import UserError
+from train_large.files import whole
+
+PATIENCE = 20  # seconds that a process has to save and end
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[int]:
+    """One demo at a time in a folder. Gives the lock, which the processes of the demo are to inherit: those that a
+    killed one left keep the next one out of the folders that they write to."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(out / ".lock", "a")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}): give another folder with --out.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"a demo, or what is left of a killed one, is at work in {out}: wait for it, end the processes that "
+                f"`fuser {out / '.lock'}` names, or give another folder with --out."
+            ) from None
+        except OSError as error:
+            raise UserError(f"{out} has no locks ({error.strerror}): give another folder with --out.") from None
+        yield lock.fileno()
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that is closed, end the block as Ctrl-C does.
+
+    A second one, as shells send, does not cut the end short. What is ignored, as SIGHUP is below nohup, stays so.
+    """
+
+    def end(signum: int, frame: object) -> None:
+        for number in before:
+            signal.signal(number, lambda *_: None)  # not SIG_IGN, which processes would inherit
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One process: `name` for the screen, `folder` for what it leaves, `command` made when it is its turn."""
+    """One process: `name` for the screen, `folder` for what it leaves, `command` made when it is its turn.
+
+    `data` are files that tell the data it reads from any other: a prepared folder's record, a test set. What the
+    stages before it leave is not among them.
+    """
 
     name: str
     folder: Path
     command: Callable[[], list[str]]
+    data: Sequence[Path] = ()
 
 
 class Chains:
     """The stages of each size in order, `slots` sizes at a time, the largest first.
 
+    A stage is done once, for one command and one state of its data. Where either is another, what it and the stages
+    after it left is removed: those were made from it.
+
     Every process has one thread: at these sizes two processes of one thread do nearly twice the work of one of two,
-    and each size gets the same core for its budget.
+    and each size gets the same core for its budget. They inherit `lock`.
     """
 
-    def __init__(self, stages: dict[str, Sequence[Stage]], slots: int, logs: Path) -> None:
+    def __init__(self, stages: dict[str, Sequence[Stage]], slots: int, logs: Path, lock: int) -> None:
         self.stages = stages
         self.logs = logs
+        self.lock = lock
         self.at: dict[str, str] = dict.fromkeys(stages, "waiting")
         self.failed: str | None = None
         self._slots = threading.Semaphore(slots)
@@ -45,7 +106,7 @@ class Chains:
     def run(self, watch: Callable[[], None], every: float = 1.0) -> None:
         """Run them all, calling `watch` every so many seconds.
 
-        Raises UserError if a process fails; stops them all on Ctrl-C.
+        Raises UserError if a process fails; stops them all on Ctrl-C and whatever else ends it.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         threads = [threading.Thread(target=self._chain, args=(size,), daemon=True) for size in self.stages]
@@ -55,8 +116,10 @@ class Chains:
             while any(thread.is_alive() for thread in threads):
                 watch()
                 time.sleep(every)
-        except KeyboardInterrupt:
+        except BaseException:
             self._stop()
+            for thread in filter(threading.Thread.is_alive, threads):
+                thread.join(1)  # it may have a stage to call done
             raise
         watch()
         if self.failed:
@@ -64,27 +127,31 @@ class Chains:
 
     def _chain(self, size: str) -> None:
         with self._slots:
-            for stage in self.stages[size]:
+            for number, stage in enumerate(self.stages[size]):
                 if self._stopping:
                     return
                 self.at[size] = stage.name
                 try:
-                    self._stage(size, stage)
+                    self._stage(size, stage, self.stages[size][number + 1 :])
                 except Exception as error:  # a thread's exception would be lost
                     self._fail(f"{size}, {stage.name}: {error}")
                     return
             self.at[size] = "done"
 
-    def _stage(self, size: str, stage: Stage) -> None:
+    def _stage(self, size: str, stage: Stage, following: Sequence[Stage]) -> None:
         command = stage.command()
-        done = stage.folder / "done.json"
-        started = stage.folder / "command.json"
-        if started.exists() and json.loads(started.read_text()) != command:
-            shutil.rmtree(stage.folder)  # other settings: what is there is of no use
-        if done.exists():
+        made_from = {"command": command, "data": {str(path): digest(path) for path in stage.data}}
+        started, done = stage.folder / "command.json", stage.folder / "done.json"
+        is_same = _read(started) == made_from
+        if is_same and done.exists():
             return
-        stage.folder.mkdir(parents=True, exist_ok=True)
-        started.write_text(json.dumps(command))
+        for later in reversed(following):
+            _remove(later.folder)
+        if not is_same:
+            _remove(stage.folder)
+            stage.folder.mkdir(parents=True)
+            with whole(started) as aside:
+                aside.write_text(json.dumps(made_from))
         log = self.logs / f"{size}-{stage.name}.log"
         with open(log, "wb") as output:
             with self._lock:
@@ -96,11 +163,13 @@ class Chains:
                     stderr=subprocess.STDOUT,
                     stdin=subprocess.DEVNULL,
                     env=_one_thread(),
-                    start_new_session=True,
+                    pass_fds=(self.lock,),
+                    start_new_session=True,  # Ctrl-C comes as SIGTERM, at which a budgeted run saves itself
                 )
             status = process.wait()
         if status == 0:
-            done.write_text(json.dumps({"status": status}))
+            with whole(done) as aside:
+                aside.write_text(json.dumps({"status": status}))
         elif not self._stopping:
             self._fail(f"{size}: {stage.name} failed with status {status}; the end of {log}:\n{_tail(log)}")
 
@@ -112,18 +181,41 @@ class Chains:
     def _stop(self) -> None:
         """SIGTERM: a budgeted run saves, so that the next `make demo` goes on from there.
 
-        SIGKILL for what is left after 20 seconds.
+        SIGKILL for what is left after PATIENCE, or when this is interrupted again.
         """
         with self._lock:
-            self._stopping = True
+            is_first, self._stopping = not self._stopping, True
             running = [process for process in self._processes.values() if process.poll() is None]
-        for process in running:
-            process.send_signal(signal.SIGTERM)
-        for process in running:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        try:
+            if is_first:  # a second SIGTERM would end a run before it has saved
+                for process in running:
+                    process.terminate()
+            until = time.monotonic() + PATIENCE
+            for process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, until - time.monotonic()))
+        finally:
+            for process in running:
+                if process.returncode is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _read(path: Path) -> Any:
+    """What is in a JSON file; None where it is not there or torn."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _remove(folder: Path) -> None:
+    """All of it or nothing: a removal that is killed leaves no part of it under its name."""
+    aside = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+        shutil.rmtree(aside)
 
 
 def _one_thread() -> dict[str, str]:

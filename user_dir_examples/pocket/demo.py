@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from chain import Chains, Stage
+from chain import Chains, Stage, alone, ended_by_signals
 from fetch import fetch_movie_reviews, fetch_wikitext2
 from recipe import ROOT, USER_DIR, Recipe, finetune, pretrain, prune, validation_interval
 from rich.console import Console
@@ -28,6 +28,7 @@ from screen import Screen
 
 from train_large import runlog, sizes
 from train_large.budget import parse_duration
+from train_large.data.folder import RECORD
 from train_large.data.glue import TaskSummary, prepare_task
 from train_large.data.text import TextSummary, prepare_text
 from train_large.errors import UserError
@@ -45,7 +46,8 @@ def main() -> int:
     options = _parser().parse_args()
     console = Console(highlight=False)
     try:
-        run(options, console)
+        with ended_by_signals():
+            run(options, console)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -87,23 +89,27 @@ def run(options: argparse.Namespace, console: Console) -> None:
     for name in recipe.sizes:
         recipe.size(name)
     out = options.out.resolve()
-    text, task = prepare(options, recipe, out, console)
-    folders = {(name, stage): out / name / stage for name in recipe.sizes for stage in STAGES}
-    stages = {name: chain(name, folders, recipe, options.budget, seconds, out, task) for name in _largest_first(recipe)}
-    chains = Chains(stages, max(1, options.jobs), out / "logs")
-    console.print(
-        f"{len(recipe.sizes)} sizes, {seconds:.0f} s of pretraining each, {options.jobs} at a time; "
-        f"logs in {out / 'logs'}"
-    )
-    with Screen(folders, chains.at, console) as screen:
-        chains.run(screen)
-    results = gather(recipe, folders, text, task, seconds, options)
-    report.save(results, out / "results.json")
-    print_report(results, limit, console)
-    write_page(results, out / "report.html", limit)
-    console.print(
-        f"\nwrote {out / 'results.json'} and {out / 'report.html'} after {(time.monotonic() - began) / 60:.1f} minutes"
-    )
+    with alone(out) as lock:
+        text, task = prepare(options, recipe, out, console)
+        folders = {(name, stage): out / name / stage for name in recipe.sizes for stage in STAGES}
+        stages = {
+            name: chain(name, folders, recipe, options.budget, seconds, out, task) for name in _largest_first(recipe)
+        }
+        chains = Chains(stages, max(1, options.jobs), out / "logs", lock)
+        console.print(
+            f"{len(recipe.sizes)} sizes, {seconds:.0f} s of pretraining each, {options.jobs} at a time; "
+            f"logs in {out / 'logs'}"
+        )
+        with Screen(folders, chains.at, console) as screen:
+            chains.run(screen)
+        results = gather(recipe, folders, text, task, seconds, options)
+        report.save(results, out / "results.json")
+        print_report(results, limit, console)
+        write_page(results, out / "report.html", limit)
+        console.print(
+            f"\nwrote {out / 'results.json'} and {out / 'report.html'} "
+            f"after {(time.monotonic() - began) / 60:.1f} minutes"
+        )
 
 
 def prepare(
@@ -147,20 +153,28 @@ def chain(
     interval = validation_interval(size, recipe, seconds)
     pretrained, finetuned, pruned, measured = (folders[name, stage] for stage in STAGES)
     text_data, task_data = out / "text" / "data-bin", out / "task"
+    of_text, of_task = out / "text" / RECORD, task_data / RECORD
     return [
-        Stage("pretrain", pretrained, lambda: pretrain(text_data, pretrained, size, recipe, budget, interval)),
+        Stage(
+            "pretrain", pretrained, lambda: pretrain(text_data, pretrained, size, recipe, budget, interval), [of_text]
+        ),
         Stage(
             "finetune",
             finetuned,
             lambda: finetune(task_data, finetuned, size, recipe, classes, examples, pretrained / "checkpoint_last.pt"),
+            [of_task],
         ),
         Stage(
             "prune",
             pruned,
             lambda: prune(task_data, pruned, size, recipe, classes, examples, finetuned / "checkpoint_best.pt"),
+            [of_task],
         ),
         Stage(
-            "measure", measured, lambda: measure(measured, pretrained, finetuned, pruned, recipe, text_data, task_data)
+            "measure",
+            measured,
+            lambda: measure(measured, pretrained, finetuned, pruned, recipe, text_data, task_data),
+            [of_text, of_task],
         ),
     ]
 

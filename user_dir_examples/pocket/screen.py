@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -86,9 +87,13 @@ class Screen:
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines so far; the last one may be being written."""
+    """The whole lines so far; the last one may be being written, and others have been torn by a kill."""
     try:
-        text = path.read_text()
+        lines = path.read_bytes().splitlines(keepends=True)
     except OSError:
         return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [line for line in found if isinstance(line, dict)]

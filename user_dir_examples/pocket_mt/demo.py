@@ -27,7 +27,7 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "user_dir_examples" / "pocket"))  # what runs the stages of both pocket studies
 
-from chain import Chains, Stage  # noqa: E402
+from chain import Chains, Stage, alone, ended_by_signals  # noqa: E402
 from screen import Screen  # noqa: E402
 
 from train_large import runlog  # noqa: E402
@@ -50,7 +50,8 @@ def main() -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        run(options, console)
+        with ended_by_signals():
+            run(options, console)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -87,26 +88,29 @@ def run(options: argparse.Namespace, console: Console) -> None:
         raise UserError(f"--t2t {options.t2t}: there is no such Python; make Tensor2Tensor's with `make env-t2t`.")
     python = os.path.abspath(python)  # not resolved: the link is what makes it the environment's
     out = options.out.resolve()
-    data = prepare(options, recipe, python, out, console)
-    folders = {(name, stage): out / name / stage for name in recipe.sizes for stage in STAGES}
-    largest_first = sorted(recipe.sizes, key=lambda name: -recipe.size(name).hidden * recipe.size(name).layers)
-    stages = {name: chain(name, folders, recipe, seconds, python, data) for name in largest_first}
-    chains = Chains(stages, max(1, options.jobs), out / "logs")
-    console.print(
-        f"{len(recipe.sizes)} sizes, {seconds:.0f} s of training each, {options.jobs} at a time; logs in {out / 'logs'}"
-    )
-    with Screen(folders, chains.at, console) as screen:
-        chains.run(screen)
-    results = gather(recipe, folders, data, seconds, options)
-    report.save(results, out / "results.json")
-    print_report(results, console=console)
-    write_page(results, out / "report.html")
-    console.print(
-        f"\nwrote {out / 'results.json'} and {out / 'report.html'} after {(time.monotonic() - began) / 60:.1f} minutes"
-    )
+    with alone(out) as lock:
+        data = prepare(options, recipe, python, out, console, lock)
+        folders = {(name, stage): out / name / stage for name in recipe.sizes for stage in STAGES}
+        largest_first = sorted(recipe.sizes, key=lambda name: -recipe.size(name).hidden * recipe.size(name).layers)
+        stages = {name: chain(name, folders, recipe, seconds, python, data) for name in largest_first}
+        chains = Chains(stages, max(1, options.jobs), out / "logs", lock)
+        console.print(
+            f"{len(recipe.sizes)} sizes, {seconds:.0f} s of training each, {options.jobs} at a time; "
+            f"logs in {out / 'logs'}"
+        )
+        with Screen(folders, chains.at, console) as screen:
+            chains.run(screen)
+        results = gather(recipe, folders, data, seconds, options)
+        report.save(results, out / "results.json")
+        print_report(results, console=console)
+        write_page(results, out / "report.html")
+        console.print(
+            f"\nwrote {out / 'results.json'} and {out / 'report.html'} "
+            f"after {(time.monotonic() - began) / 60:.1f} minutes"
+        )
 
 
-def prepare(options: argparse.Namespace, recipe: Recipe, python: str, out: Path, console: Console) -> Path:
+def prepare(options: argparse.Namespace, recipe: Recipe, python: str, out: Path, console: Console, lock: int) -> Path:
     """The pairs as Tensor2Tensor's shards; nothing is made twice. Gives the folder of the shards."""
     console.print("preparing the data ...")
     pairs = options.pairs or fetch_pairs(ROOT / "runs" / "downloads")
@@ -121,7 +125,8 @@ def prepare(options: argparse.Namespace, recipe: Recipe, python: str, out: Path,
     log = out / "logs" / "datagen.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as output:
-        done = subprocess.run(datagen(python, out / "pairs", out / "data"), stdout=output, stderr=output, check=False)
+        command = datagen(python, out / "pairs", out / "data")
+        done = subprocess.run(command, stdout=output, stderr=output, pass_fds=(lock,), check=False)
     if done.returncode:
         *_, last = log.read_text(errors="replace").splitlines() or [f"status {done.returncode}"]
         raise UserError(f"datagen failed ({last.replace('error: ', '')}); all that it said is in {log}.")
@@ -154,9 +159,14 @@ def chain(
         return [python, str(Path(__file__).with_name("score.py")), *map(str, files)]
 
     return [
-        Stage("train", model_dir, lambda: train(python, data, model_dir, size, recipe, seconds)),
-        Stage("translate", translated, translate),
-        Stage("score", scored, score),
+        Stage(
+            "train",
+            model_dir,
+            lambda: train(python, data, model_dir, size, recipe, seconds),
+            [data / f"{PROBLEM}.json"],  # datagen's record
+        ),
+        Stage("translate", translated, translate, [source]),
+        Stage("score", scored, score, [reference]),
     ]
 
 

@@ -42,6 +42,7 @@ for size in $sizes; do
     }
     dry || seconds=$("$T2T_PYTHON" $HERE/seconds_per_update.py "$timed" --updates 100)
     folder=$OUT/translate/$size
+    same_budget "$folder" "$T2T_PYTHON"
     hparams=budget_seconds=$BUDGET,budget_clock=calibrated,budget_seconds_per_update=$seconds,budget_evaluations=40
     # budget_evaluations: points on the curve, our choice. BLEU of all 3,000 sentences of newstest2013 at each.
     t2t trainer "$size" "$folder" "$hparams,bleu_sentences=3000" --schedule=continuous_train_and_eval \
