@@ -253,7 +253,7 @@ def saver_hook(config, hook):
     """
     if not config.is_chief or not (config.save_checkpoints_secs or config.save_checkpoints_steps):
         return None
-    saver = tf.train.CheckpointSaverHook(
+    saver = (_Saver if hook.evaluations else tf.train.CheckpointSaverHook)(
         config.model_dir,
         save_secs=config.save_checkpoints_secs,
         save_steps=config.save_checkpoints_steps,
@@ -262,6 +262,21 @@ def saver_hook(config, hook):
     if hook.evaluations:
         saver._timer = _ShareTimer(hook)
     return saver
+
+
+class _Saver(tf.train.CheckpointSaverHook):
+    """A saver whose every checkpoint is evaluated.
+
+    T2T's --eval_throttle_seconds, 600 unless given, would leave out those that come sooner after an evaluation
+    (`_NewCheckpointListenerForEvaluate`, tensorflow_estimator/python/estimator/training.py:523, 2.12.0).
+    """
+
+    def begin(self):
+        for listener in self._listeners:
+            if getattr(listener, "_eval_throttle_secs", 0):
+                tf.logging.info("budget_evaluations: evaluating as if with --eval_throttle_seconds=0")
+                listener._eval_throttle_secs = 0
+        super().begin()
 
 
 class _ShareTimer:

@@ -40,6 +40,8 @@ def budget_of(hparams) -> Budget:
         raise UserError("budget_clock=calibrated needs budget_seconds_per_update, as in --hparams=...=0.25.")
     if hparams.budget_evaluations and seconds == float("inf"):
         raise UserError("budget_evaluations needs budget_seconds, of which each evaluation is a share.")
+    if hparams.budget_evaluations:
+        _check_throttle()
     if hparams.bleu_sentences < 0:
         raise UserError(f"bleu_sentences={hparams.bleu_sentences} is below zero: 0 translates none.")
     try:
@@ -50,6 +52,17 @@ def budget_of(hparams) -> Budget:
         )
     except UserError as error:
         raise UserError(str(error).replace("--budget-clock ", "budget_clock=")) from None
+
+
+def _check_throttle() -> None:
+    """The flag's default does not count: `budget_hook.saver_hook` has every checkpoint evaluated."""
+    named = "eval_throttle_seconds"
+    flag = flags.FLAGS[named] if flags.FLAGS.is_parsed() and named in flags.FLAGS else None
+    if flag is not None and flag.value and not flag.using_default_value:
+        raise UserError(
+            f"budget_evaluations says when to evaluate, --{named}={flag.value} would leave some of that out: give one "
+            f"of the two, or --{named}=0."
+        )
 
 
 def _check_size(model_dir: str) -> None:

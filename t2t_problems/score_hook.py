@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
 import os
 
@@ -10,7 +10,7 @@ import tensorflow.compat.v1 as tf
 from absl import flags
 from tensor2tensor.data_generators.problem import DatasetSplit
 from tensor2tensor.data_generators.text_encoder import EOS_ID
-from tensor2tensor.utils import decoding
+from tensor2tensor.utils import decoding, expert_utils
 
 from t2t_problems import counters, measures
 from t2t_problems.bleu import paper_bleu
@@ -68,17 +68,31 @@ class ScoreHook(tf.train.SessionRunHook):
 def translate(estimator, hparams, checkpoint, split, sentences):
     """Translations of the first `sentences` pairs of a split, and their references, as two lists of text.
 
-    They are made as t2t-decoder makes them, with the --decode_hparams of this process.
+    Line n of the one belongs to line n of the other; their order is that of T2T's batches, not the split's. They are
+    made as t2t-decoder makes them, with the --decode_hparams of this process.
     """
-    problem = hparams.problem
-    input_fn = problem.make_estimator_input_fn(
-        tf.estimator.ModeKeys.PREDICT, hparams, dataset_kwargs={"dataset_split": split}
+    input_fn = hparams.problem.make_estimator_input_fn(
+        tf.estimator.ModeKeys.PREDICT,
+        hparams,
+        # Taken before the batches are made: those come in the order of their sentences' lengths.
+        dataset_kwargs={"dataset_split": split, "max_records": sentences},
     )
     vocabulary = hparams.problem_hparams.vocabulary["targets"]
-    predictions = estimator.predict(input_fn, checkpoint_path=checkpoint)
-    taken = list(itertools.islice(predictions, sentences))
-    predictions.close()
-    return tuple([_text(vocabulary, one[name]) for one in taken] for name in ("outputs", "targets"))
+    with _one_shard(estimator):
+        predictions = list(estimator.predict(input_fn, checkpoint_path=checkpoint))
+    return tuple([_text(vocabulary, one[name]) for one in predictions] for name in ("outputs", "targets"))
+
+
+@contextlib.contextmanager
+def _one_shard(estimator):
+    """One device in the place of --worker_gpu: T2T's fast decoding refuses more (models/transformer.py:707, 1.15.7)."""
+    config = estimator._config  # estimator.config is a copy
+    before = getattr(config, "data_parallelism", None)  # a TPU's has none
+    config.data_parallelism = expert_utils.Parallelism([""])
+    try:
+        yield
+    finally:
+        config.data_parallelism = before
 
 
 def _text(vocabulary, ids) -> str:

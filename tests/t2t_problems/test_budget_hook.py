@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from absl import flags
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from t2t_problems.budget_hook import BudgetHook, Charge, saver_hook
 from t2t_problems.checks import budget_of
 from t2t_problems.hparams import with_budget
 from train_large import runlog
+from train_large.errors import UserError
 from train_large.flops import translation_train_flops
 from train_large.sizes import Size
 
@@ -53,15 +55,20 @@ def batches():
     return tf.data.Dataset.from_tensors((batch, tf.zeros([3]))).repeat()
 
 
-def run(folder, hparams="", save_every=10, hooks=(), max_steps=2000, listeners=()):
-    """Train in `folder` by an Estimator, as T2T's trainer does with the hooks of a model. Gives the hook."""
+def training(folder, hparams="", save_every=10, of=model_fn):
+    """An Estimator for `folder`, and the hook of its training."""
     config = tf.estimator.RunConfig(
         str(folder), save_checkpoints_steps=save_every, log_step_count_steps=5, keep_checkpoint_max=100
     )
     config.t2t_device_info = {}
-    estimator = tf.estimator.Estimator(model_fn, config=config)
-    hook = BudgetHook(*context(estimator, hparams))
-    all_hooks = [hook, saver_hook(config, hook), *hooks]
+    estimator = tf.estimator.Estimator(of, config=config)
+    return estimator, BudgetHook(*context(estimator, hparams))
+
+
+def run(folder, hparams="", save_every=10, hooks=(), max_steps=2000, listeners=()):
+    """Train in `folder` by an Estimator, as T2T's trainer does with the hooks of a model. Gives the hook."""
+    estimator, hook = training(folder, hparams, save_every)
+    all_hooks = [hook, saver_hook(estimator.config, hook), *hooks]
     estimator.train(batches, hooks=all_hooks, max_steps=max_steps, saving_listeners=list(listeners))
     return hook
 
@@ -125,6 +132,43 @@ def test_saving_can_be_by_shares_of_the_budget(tmp_path):
     assert len(at) == 4
     assert at[0] == 0
     assert all(0 <= seconds - share < 3 * one for seconds, share in zip(at[1:], (0.2, 0.4, 0.6)))
+
+
+def test_every_share_is_evaluated_whatever_the_throttle(tmp_path):
+    evaluated = []
+
+    def train_or_evaluate(features, labels, mode):
+        if mode == tf.estimator.ModeKeys.TRAIN:
+            return model_fn(features, labels, mode)
+        tf.get_variable("weight", [])
+        return tf.estimator.EstimatorSpec(mode, loss=tf.reduce_sum(labels))
+
+    class Note(tf.train.SessionRunHook):
+        def end(self, session):
+            evaluated.append(session.run(tf.train.get_global_step()))
+
+    estimator, hook = training(tmp_path, "budget_seconds=0.6,budget_evaluations=3", of=train_or_evaluate)
+    tf.estimator.train_and_evaluate(
+        estimator,
+        tf.estimator.TrainSpec(batches, max_steps=2000, hooks=[hook, saver_hook(estimator.config, hook)]),
+        tf.estimator.EvalSpec(batches, steps=1, hooks=[Note()], start_delay_secs=0, throttle_secs=600),
+    )
+    assert evaluated == [line["updates"] for line in lines(tmp_path, "checkpoint")][1:]
+    assert len(evaluated) == 3
+
+
+@pytest.mark.parametrize("given", [[], ["--eval_throttle_seconds=0"], ["--eval_throttle_seconds=60"]])
+def test_a_throttle_that_was_asked_for_is_refused(tmp_path, monkeypatch, given):
+    trainers = flags.FlagValues()
+    flags.DEFINE_integer("eval_throttle_seconds", 600, "as T2T's", flag_values=trainers)
+    trainers(["trainer", *given])
+    monkeypatch.setattr(flags, "FLAGS", trainers)
+    training(tmp_path, "budget_seconds=1")
+    if "--eval_throttle_seconds=60" not in given:
+        training(tmp_path, "budget_seconds=1,budget_evaluations=3")
+        return
+    with pytest.raises(UserError, match="--eval_throttle_seconds=60 would leave some of that out"):
+        training(tmp_path, "budget_seconds=1,budget_evaluations=3")
 
 
 class Slow(tf.train.CheckpointSaverListener):
