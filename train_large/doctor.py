@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
@@ -34,7 +33,7 @@ CHECKPOINT_BYTES = 3 * 4  # weight and averages
 CHECKPOINTS = 3  # checkpoint_last.pt, checkpoint_best.pt, and the one that is being written
 
 DISTRIBUTION = "train-large"
-MODULES = {"fairseq_fixed": "fairseq"}  # where a package is imported by another name than its own
+STANDS_FOR = {"fairseq-fixed": "fairseq"}  # one of the two is wanted, by the version of Python
 NEEDED_FOR = {
     "fairseq": "training, time-steps and prepare-text",
     "t2t": "translation in Tensor2Tensor (in an environment of its own: make env-t2t)",
@@ -146,14 +145,13 @@ def libraries() -> list[Row]:
     except importlib.metadata.PackageNotFoundError:
         why = f"{DISTRIBUTION} is not installed (pip install --editable .), so what its extras want is not known here"
         return [Row("extras", False, why)]
-    modules: dict[str, set[str]] = defaultdict(set)
+    packages: dict[str, set[str]] = defaultdict(set)
     for line in wanted:
         name, of = re.match(r"[\w.-]+", line), re.search(r"""extra *== *["']([^"']+)""", line)
         if name and of:
-            module = name[0].replace("-", "_")
-            modules[of[1]].add(MODULES.get(module, module))
+            packages[of[1]].add(STANDS_FOR.get(name[0], name[0]))
     rows = []
-    for extra, names in modules.items():
+    for extra, names in packages.items():
         missing = sorted(name for name in names if not _installed(name))
         why = f"for {NEEDED_FOR[extra]}" if extra in NEEDED_FOR else "installed"
         if missing:
@@ -162,11 +160,13 @@ def libraries() -> list[Row]:
     return rows
 
 
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ValueError:  # a module that something has put in place of one that is not there
-        return False
+def _installed(package: str) -> bool:
+    """By its name as it is installed: what is imported may have another (`xdist` of `pytest-xdist`)."""
+    for name in (package, *(other for other, of in STANDS_FOR.items() if of == package)):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(name)
+            return True
+    return False
 
 
 def memory(root: Path = Path("/")) -> Row:
