@@ -175,6 +175,16 @@ def test_cores_are_those_of_affinity_and_cgroups(tmp_path, monkeypatch, files, c
         ({}, True, "no limit by a cgroup"),
         ({"sys/fs/cgroup/memory.max": "max", "sys/fs/cgroup/memory.current": "5"}, True, "no limit by a cgroup"),
         ({"sys/fs/cgroup/memory.max": "900000000", "sys/fs/cgroup/memory.current": "400000000"}, False, "500 MB"),
+        # Files that were read count as used, until somebody needs the room.
+        (
+            {
+                "sys/fs/cgroup/memory.max": "9000000000",
+                "sys/fs/cgroup/memory.current": "8800000000",
+                "sys/fs/cgroup/memory.stat": "anon 500000000\ninactive_file 6000000000\nactive_file 7\n",
+            },
+            True,
+            "6.20 GB",
+        ),
     ],
 )
 def test_memory_is_what_is_free_within_the_cgroup(tmp_path, limit, active, said):
