@@ -185,3 +185,16 @@ class Budget:
         if self.seconds is None:
             raise UserError("--lr-scheduler budget_linear needs a --budget to be linear over, such as --budget 2h.")
         return min(1.0, used / self.seconds)
+
+
+def seconds_used(facts, line):
+    """Seconds used, at a line of a run log, on the clock that the run's budget is counted on.
+
+    `facts` are those of the log's start and resume lines (`runlog.facts`). None where they do not say enough: the
+    calibrated clock needs `seconds_per_update`.
+    """
+    try:
+        budget = Budget(None, facts.get("budget_clock") or "train", facts.get("seconds_per_update"))
+        return float(budget.used(*(line[name] for name in ("updates", "train_seconds", "wall_seconds"))))
+    except (UserError, TypeError, ValueError):
+        return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from train_large import machine
 from train_large.report.units import format_bytes
 from train_large.sizes import Size, parameters
 
@@ -34,7 +34,7 @@ CHECKPOINT_BYTES = 3 * 4  # weight and averages
 CHECKPOINTS = 3  # checkpoint_last.pt, checkpoint_best.pt, and the one that is being written
 
 DISTRIBUTION = "train-large"
-MODULES = {"fairseq_fixed": "fairseq"}  # where a package is imported by another name than its own
+STANDS_FOR = {"fairseq-fixed": "fairseq"}  # one of the two is wanted, by the version of Python
 NEEDED_FOR = {
     "fairseq": "training, time-steps and prepare-text",
     "t2t": "translation in Tensor2Tensor (in an environment of its own: make env-t2t)",
@@ -146,14 +146,13 @@ def libraries() -> list[Row]:
     except importlib.metadata.PackageNotFoundError:
         why = f"{DISTRIBUTION} is not installed (pip install --editable .), so what its extras want is not known here"
         return [Row("extras", False, why)]
-    modules: dict[str, set[str]] = defaultdict(set)
+    packages: dict[str, set[str]] = defaultdict(set)
     for line in wanted:
         name, of = re.match(r"[\w.-]+", line), re.search(r"""extra *== *["']([^"']+)""", line)
         if name and of:
-            module = name[0].replace("-", "_")
-            modules[of[1]].add(MODULES.get(module, module))
+            packages[of[1]].add(STANDS_FOR.get(name[0], name[0]))
     rows = []
-    for extra, names in modules.items():
+    for extra, names in packages.items():
         missing = sorted(name for name in names if not _installed(name))
         why = f"for {NEEDED_FOR[extra]}" if extra in NEEDED_FOR else "installed"
         if missing:
@@ -162,11 +161,13 @@ def libraries() -> list[Row]:
     return rows
 
 
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ValueError:  # a module that something has put in place of one that is not there
-        return False
+def _installed(package: str) -> bool:
+    """By its name as it is installed: what is imported may have another (`xdist` of `pytest-xdist`)."""
+    for name in (package, *(other for other, of in STANDS_FOR.items() if of == package)):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(name)
+            return True
+    return False
 
 
 def memory(root: Path = Path("/")) -> Row:
@@ -175,21 +176,13 @@ def memory(root: Path = Path("/")) -> Row:
     wants = (
         f"weights, gradients and Adam's averages of {MODEL.name} take {format_bytes(needed)}, activations come on top"
     )
-    free = _free_memory(root)
+    free = machine.free_memory(root)
     if free is None:
         return Row("memory", True, f"this system does not tell what is free; {wants}")
-    limits = [most - used for most, used in _cgroup_memory(root)]
+    limits = list(machine.left_by_cgroups(root))
     room = min([free, *limits])
     limit = f"the cgroup's limit leaves {format_bytes(min(limits))}" if limits else "no limit by a cgroup"
     return Row("memory", room >= needed, f"{format_bytes(free)} free, {limit}; {wants}")
-
-
-def _free_memory(root: Path) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        for line in (root / "proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def disk(folder: Path | None = None) -> Row:
@@ -209,7 +202,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 def _cgroup_cores(root: Path) -> Iterator[float]:
     """Limits of this process's cgroups, in cores. Each may be set at any level above it too."""
-    for group, version in _cgroups(root, "cpu"):
+    for group, version in machine.cgroups(root, "cpu"):
         with contextlib.suppress(OSError, ValueError):
             if version == 2:
                 quota, period = (group / "cpu.max").read_text().split()
@@ -217,29 +210,3 @@ def _cgroup_cores(root: Path) -> Iterator[float]:
                 quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
             if quota != "max" and int(quota) > 0:
                 yield int(quota) / int(period)
-
-
-def _cgroup_memory(root: Path) -> Iterator[tuple[int, int]]:
-    """Limit and use of this process's cgroups, in bytes."""
-    for group, version in _cgroups(root, "memory"):
-        names = ("max", "current") if version == 2 else ("limit_in_bytes", "usage_in_bytes")
-        with contextlib.suppress(OSError, ValueError):  # "max", which is none, is no number
-            most, used = (int((group / f"memory.{name}").read_text()) for name in names)
-            if most < 2**60:  # version 1 writes the largest number for none
-                yield most, used
-
-
-def _cgroups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
-    """Folders of the cgroups that this process is in and of those above them, and the version of their interface."""
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if not controllers:
-                mount, version = root / "sys/fs/cgroup", 2
-            elif controller in controllers.split(","):
-                mount, version = root / "sys/fs/cgroup" / controller, 1
-            else:
-                continue
-            # In a container the path may be the host's: what is not there is passed over, and the mount itself counts.
-            here = mount / path.lstrip("/")
-            yield from ((folder, version) for folder in (here, *here.parents) if folder.is_relative_to(mount))

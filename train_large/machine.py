@@ -1,9 +1,11 @@
-"""What a measurement was made on."""
+"""What a measurement is made on: the processor, and the memory that is free."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -19,3 +21,59 @@ def processor() -> str:
 def describe(threads: int) -> str:
     """One cell of a table: processor, cores, threads in use."""
     return f"{processor()}, {os.cpu_count()} cores, {threads} threads"
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that a new process could take now, within the limits of this process's cgroups; None where the system does
+    not tell. root: where /proc and /sys are."""
+    free = free_memory(root)
+    return None if free is None else min([free, *left_by_cgroups(root)])
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that are free on the whole machine, or would be if they were asked for."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def left_by_cgroups(root: Path = Path("/")) -> Iterator[int]:
+    """Bytes that each limit of this process's cgroups leaves.
+
+    What counts as used has files in it that were read or written. Those that nobody has looked at lately
+    (`inactive_file`) are dropped before a process runs out of memory, so they count as free.
+    """
+    for group, version in cgroups(root, "memory"):
+        names = ("max", "current") if version == 2 else ("limit_in_bytes", "usage_in_bytes")
+        with contextlib.suppress(OSError, ValueError):  # "max", which is none, is no number
+            most, used = (int((group / f"memory.{name}").read_text()) for name in names)
+            if most < 2**60:  # version 1 writes the largest number for none
+                dropped = _statistic(group, "inactive_file" if version == 2 else "total_inactive_file")
+                yield max(0, most - max(0, used - dropped))
+
+
+def _statistic(group: Path, name: str) -> int:
+    """A line of the cgroup's memory.stat; 0 where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in (group / "memory.stat").read_text().splitlines():
+            if line.split()[:1] == [name]:
+                return int(line.split()[1])
+    return 0
+
+
+def cgroups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
+    """Folders of the cgroups that this process is in and of those above them, and the version of their interface."""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                mount, version = root / "sys/fs/cgroup", 2
+            elif controller in controllers.split(","):
+                mount, version = root / "sys/fs/cgroup" / controller, 1
+            else:
+                continue
+            # In a container the path may be the host's: what is not there is passed over, and the mount itself counts.
+            here = mount / path.lstrip("/")
+            yield from ((folder, version) for folder in (here, *here.parents) if folder.is_relative_to(mount))

@@ -51,6 +51,16 @@ def read(path):
     return lines
 
 
+def facts(lines):
+    """What the log says of the run itself. A run that was resumed may have been given another budget: what was said
+    last counts."""
+    said = {}
+    for line in lines:
+        if line["kind"] in ("start", "resume"):
+            said.update(line)
+    return said
+
+
 def is_finished(lines):
     """Whether a run whose log has these lines came to its end: was not killed, stopped from outside, or failed."""
     return bool(lines) and lines[-1]["kind"] == "stop" and lines[-1].get("reason") not in UNFINISHED

@@ -34,6 +34,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from train_large import flops, runlog, sizes
+from train_large.budget import seconds_used
 from train_large.errors import UserError
 from train_large.sizes import Size
 
@@ -166,9 +167,13 @@ def _read_one(path: Path) -> Pilot:
         )
 
     def used(line: dict[str, Any]) -> float:
-        if clock == "calibrated":
-            return float(line["updates"] * facts["seconds_per_update"])
-        return float(line["wall_seconds" if clock == "wall" else "train_seconds"])
+        seconds = seconds_used(facts, line)
+        if seconds is None:
+            raise UserError(
+                f"{path} does not say what an update counts on its {clock} clock (seconds_per_update): give logs of "
+                "runs that do."
+            )
+        return seconds
 
     # The first updates are slow (and on the wall clock, loading comes before them): that is not the speed.
     end = max(lines, key=lambda line: line["tokens"])

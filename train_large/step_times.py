@@ -383,15 +383,12 @@ def _resident_memory(pid: int) -> int:
 
 def _available_memory() -> int:
     """Bytes that a new process could take now, within the container's limit if there is one."""
+    available = machine.available_memory()
+    if available is not None:
+        return available
     import psutil
 
-    available = psutil.virtual_memory().available
-    try:
-        group = Path("/sys/fs/cgroup")
-        most, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return available if most == "max" else min(available, int(most) - int(used))
-    except (OSError, ValueError):
-        return available
+    return int(psutil.virtual_memory().available)
 
 
 def _vocabulary(data: Path) -> int:

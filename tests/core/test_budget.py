@@ -15,6 +15,7 @@ from train_large.budget import (
     WallClock,
     parse_duration,
     process_start_time,
+    seconds_used,
     warmup_then_linear,
 )
 from train_large.errors import UserError
@@ -167,6 +168,17 @@ def test_budget_is_counted_on_its_clock():
     assert Budget(10, "train").used(updates=7, train_seconds=3, wall_seconds=5) == 3
     assert Budget(10, "wall").used(updates=7, train_seconds=3, wall_seconds=5) == 5
     assert Budget(10, "calibrated", 0.5).used(updates=7, train_seconds=3, wall_seconds=5) == 3.5
+
+
+def test_the_clock_of_a_log_is_read_as_it_was_counted():
+    line = {"updates": 7, "train_seconds": 3.0, "wall_seconds": 5.0}
+    assert seconds_used({}, line) == 3
+    assert seconds_used({"budget_clock": "train", "seconds_per_update": 0.5}, line) == 3
+    assert seconds_used({"budget_clock": "wall"}, line) == 5
+    assert seconds_used({"budget_clock": "calibrated", "seconds_per_update": 0.5}, line) == 3.5
+    for each in (None, 0, "fast"):
+        assert seconds_used({"budget_clock": "calibrated", "seconds_per_update": each}, line) is None
+    assert seconds_used({"budget_clock": "moon"}, line) is None
     assert not Budget(10).is_over(9.99)
     assert Budget(10).is_over(10)
     assert not Budget(None).is_over(math.inf)

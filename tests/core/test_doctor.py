@@ -109,11 +109,34 @@ def test_the_command_prints_and_returns(monkeypatch, capsys):
 
 def test_missing_libraries_are_named_with_their_extra(monkeypatch):
     wanted = ["numpy", "pytest>=1; extra == 'one'", 'no-such-thing[x]==3; (python_version < "3") and extra == "two"']
-    monkeypatch.setattr(importlib.metadata, "requires", lambda name: [*wanted, "json; extra == 'two'"])
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: [*wanted, "numpy; extra == 'two'"])
     one, two = doctor.libraries()
     assert (one.what, one.active) == ("extra one", True)
     assert (two.what, two.active) == ("extra two", False)
-    assert two.why.startswith("no_such_thing not installed")
+    assert two.why.startswith("no-such-thing not installed")
+
+
+def test_a_package_is_installed_whatever_its_modules_are_called(monkeypatch):
+    """pytest-xdist is imported as `xdist`; and of fairseq's two packages either will do."""
+    wanted = [
+        "pytest-xdist; extra == 'dev'",
+        "fairseq-fixed==0.12.3.1; extra == 'fairseq'",
+        "fairseq; extra == 'fairseq'",
+    ]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: wanted)
+    here: set[str] = set()
+
+    def version(name):
+        if name not in here:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert [row.active for row in doctor.libraries()] == [False, False]
+    for installed in ({"pytest-xdist", "fairseq"}, {"pytest-xdist", "fairseq-fixed"}):
+        here |= installed
+        assert [row.active for row in doctor.libraries()] == [True, True]
+        here.clear()
 
 
 def test_every_extra_says_what_it_is_for():
@@ -152,6 +175,16 @@ def test_cores_are_those_of_affinity_and_cgroups(tmp_path, monkeypatch, files, c
         ({}, True, "no limit by a cgroup"),
         ({"sys/fs/cgroup/memory.max": "max", "sys/fs/cgroup/memory.current": "5"}, True, "no limit by a cgroup"),
         ({"sys/fs/cgroup/memory.max": "900000000", "sys/fs/cgroup/memory.current": "400000000"}, False, "500 MB"),
+        # Files that were read count as used, until somebody needs the room.
+        (
+            {
+                "sys/fs/cgroup/memory.max": "9000000000",
+                "sys/fs/cgroup/memory.current": "8800000000",
+                "sys/fs/cgroup/memory.stat": "anon 500000000\ninactive_file 6000000000\nactive_file 7\n",
+            },
+            True,
+            "6.20 GB",
+        ),
     ],
 )
 def test_memory_is_what_is_free_within_the_cgroup(tmp_path, limit, active, said):

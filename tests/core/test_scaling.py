@@ -113,6 +113,17 @@ def test_the_speed_of_other_sizes_is_between(tmp_path):
     assert flops_per_token(SIZES[1], pilots) == pytest.approx(4e10 * (seconds_per_token(SIZES[1]) - 3e-5))
 
 
+def test_time_is_that_of_the_clock_of_the_budget(tmp_path):
+    (train,) = read_pilots([write_log(tmp_path / "train", SIZES[0], Truth())])
+    (wall,) = read_pilots([write_log(tmp_path / "wall", SIZES[0], Truth(), budget_clock="wall")])
+    assert list(wall.seconds) == pytest.approx(list(6 + 1.1 * train.seconds))
+    calibrated = {"budget_clock": "calibrated", "seconds_per_update": 0.25}
+    (pilot,) = read_pilots([write_log(tmp_path / "calibrated", SIZES[0], Truth(), **calibrated)])
+    assert list(pilot.seconds) == pytest.approx(list(train.updates / 4))
+    with pytest.raises(UserError, match=r"does not say what an update counts on its calibrated clock"):
+        read_pilots([write_log(tmp_path / "lost", SIZES[0], Truth(), budget_clock="calibrated")])
+
+
 def test_a_slow_start_is_not_the_speed(tmp_path):
     folder = write_log(tmp_path, SIZES[0], Truth())
     lines = [json.loads(line) for line in (folder / runlog.NAME).read_text().splitlines()]

@@ -250,6 +250,20 @@ def test_one_host_of_a_pod_is_refused(data, monkeypatch):
     assert timed(data, [TINY], machine, device="xla")[0].device == "XLA v3 x 8"
 
 
+def test_the_limit_is_of_what_the_machine_has_available(data, monkeypatch):
+    limits = []
+
+    def runner(data, user_dir, length, memory_limit, *rest):
+        limits.append(memory_limit)
+        return Machine(room=256)
+
+    monkeypatch.setattr(step_times.machine, "available_memory", lambda: 1000)
+    monkeypatch.setattr(step_times, "FairseqTrain", runner)
+    timed(data, [TINY], None)
+    timed(data, [SMALL], None, memory_limit=77)
+    assert limits == [800, 77]
+
+
 @pytest.mark.parametrize("missing", ["dict.txt", "train.bin"])
 def test_a_folder_that_is_no_data_is_refused(data, missing):
     (data / missing).unlink()

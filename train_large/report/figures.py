@@ -92,13 +92,13 @@ def _training_curves(study: Study, curve: _Curve) -> list[Drawing]:
     points = [point for model in study.models for point in model.curve if curve.height(point) is not None]
     if not points:
         return []
-    time_unit, seconds = seconds_unit(max(point.train_seconds for point in points))
+    clock = study.clock
+    time_unit, seconds = seconds_unit(max(point.seconds_on(clock) for point in points))
     flop_unit, flops = flops_unit(max(point.flops for point in points))
     clocks = {"train": "training time", "wall": "wall-clock time", "calibrated": "calibrated time"}
-    clock = clocks[study.budget.clock if study.budget else "train"]
     axes: tuple[tuple[str, str, Callable[[CurvePoint], float], bool], ...] = (
         ("updates", "updates", lambda point: point.updates, True),
-        ("time", f"{clock} ({time_unit})", lambda point: point.train_seconds / seconds, False),
+        ("time", f"{clocks[clock]} ({time_unit})", lambda point: point.seconds_on(clock) / seconds, False),
         ("FLOPs", f"floating-point operations ({flop_unit})", lambda point: point.flops / flops, True),
     )
     return [_training_curve(study, curve, *axis) for axis in axes]

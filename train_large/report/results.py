@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Sequence, TypeVar, Union
 
 from train_large import runlog
+from train_large.budget import seconds_used
 from train_large.errors import UserError
 from train_large.files import whole
 
@@ -28,6 +29,8 @@ Amount = Annotated[float, (0, math.inf)]
 Share = Annotated[float, (0, 1)]
 Perplexity = Annotated[float, (1, math.inf)]
 Bleu = Annotated[float, (0, 100)]
+
+Clock = Literal["train", "wall", "calibrated"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Budget:
     """What each size was given for pretraining."""
 
     seconds: Amount
-    clock: Literal["train", "wall", "calibrated"]
+    clock: Clock
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,10 @@ class BleuScores:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One validation in training. `train_seconds` is the budget's clock, `flops` the training cost so far.
+    """One validation in training. `train_seconds` is the training clock, `flops` the training cost so far.
+
+    `used_seconds` is what was used of the budget on its own clock, where that is another; None on the training clock,
+    and where it is not known.
 
     `bleu` is of real translations, by the paper's measure; `approx_bleu` is T2T's, of words each chosen after the right
     ones (teacher forcing)."""
@@ -139,6 +145,11 @@ class CurvePoint:
     perplexity: Perplexity
     bleu: Bleu | None = None
     approx_bleu: Bleu | None = None
+    used_seconds: Amount | None = None
+
+    def seconds_on(self, clock: Clock) -> float:
+        """Seconds so far on a clock that a study's `clock` names."""
+        return _seconds_on(clock, self)
 
 
 @dataclass(frozen=True)
@@ -202,7 +213,10 @@ class WeightError:
 
 @dataclass(frozen=True)
 class Run:
-    """One model in training. None stands for what its run log does not know."""
+    """One model in training. None stands for what its run log does not know.
+
+    `train_seconds` is the training clock; `used_seconds` is what was used of the budget when the training ended, as in
+    `CurvePoint`."""
 
     name: str
     layers: Count | None
@@ -218,6 +232,18 @@ class Run:
     flops: Amount
     perplexity: Perplexity | None
     curve: tuple[CurvePoint, ...]
+    used_seconds: Amount | None = dataclasses.field(default=None, kw_only=True)
+
+    def seconds_on(self, clock: Clock) -> float:
+        """Seconds in the end on a clock that a study's `clock` names."""
+        return _seconds_on(clock, self)
+
+
+def _seconds_on(clock: Clock, moment: CurvePoint | Run) -> float:
+    if clock == "train":
+        return moment.train_seconds
+    assert moment.used_seconds is not None, "a study whose clock this is knows it of all"
+    return moment.used_seconds
 
 
 @dataclass(frozen=True)
@@ -272,7 +298,16 @@ AnyRun = TypeVar("AnyRun", bound=Run)
 
 
 class _OfSizes(Generic[AnyRun]):
+    budget: Budget | None
     models: tuple[AnyRun, ...]
+
+    @property
+    def clock(self) -> Clock:
+        """The clock to tell the time of all models by: the budget's; the training clock where they have no budget in
+        common, or where what was used of it is not known of all."""
+        used = [used for model in self.models for used in (model.used_seconds, *(p.used_seconds for p in model.curve))]
+        known = None not in used
+        return self.budget.clock if self.budget is not None and known else "train"
 
     @property
     def by_size(self) -> tuple[AnyRun, ...]:
@@ -511,6 +546,11 @@ def curve_from_run_log(path: Path, subset: str = "valid") -> tuple[CurvePoint, .
     return curve_from_lines(runlog.read(path), path, subset)
 
 
+def used_beside_training(facts: dict[str, Any], line: dict[str, Any]) -> float | None:
+    """`used_seconds` at a line of a run log with these facts."""
+    return None if facts.get("budget_clock") in (None, "train") else seconds_used(facts, line)
+
+
 def with_whole_numbers(line: dict[str, Any]) -> dict[str, Any]:
     """A line of a run log whose counts are whole numbers: numpy's were written as floating-point numbers."""
     return {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in line.items()}
@@ -519,6 +559,7 @@ def with_whole_numbers(line: dict[str, Any]) -> dict[str, Any]:
 def curve_from_lines(lines: Sequence[dict[str, Any]], path: Path, subset: str) -> tuple[CurvePoint, ...]:
     """As curve_from_run_log, of the lines of the log read from `path`."""
     measured: dict[int, dict[str, Any]] = {}
+    facts = runlog.facts(lines)
     for line in map(with_whole_numbers, lines):
         if line["kind"] == "valid" and line.get("subset", subset) == subset:
             known = {
@@ -526,6 +567,7 @@ def curve_from_lines(lines: Sequence[dict[str, Any]], path: Path, subset: str) -
                 for field in dataclasses.fields(CurvePoint)
                 if field.name in line and (line[field.name] is not None or field.default is dataclasses.MISSING)
             }
+            known["used_seconds"] = used_beside_training(facts, line)
             measured.setdefault(line["updates"], {}).update(known)
     try:
         points = [read_record(CurvePoint, point) for _, point in sorted(measured.items())]

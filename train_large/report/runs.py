@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Sequence
+from typing import Any, Sequence
 
 from train_large import runlog
 from train_large.errors import UserError
 from train_large.report.results import (
     Amount,
     Budget,
+    Clock,
     Count,
     Decoding,
     Natural,
@@ -21,6 +22,7 @@ from train_large.report.results import (
     curve_from_lines,
     load,
     read_record,
+    used_beside_training,
     with_whole_numbers,
 )
 
@@ -39,7 +41,8 @@ class _Facts:
     learning_rate: Amount | None = None
     problem: str | None = None
     budget_seconds: Amount | None = None
-    budget_clock: Literal["train", "wall", "calibrated"] | None = None
+    budget_clock: Clock | None = None
+    seconds_per_update: Amount | None = None
 
 
 def load_study(paths: Sequence[Path]) -> Study:
@@ -115,12 +118,8 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def _facts(folder: Path, lines: Sequence[dict[str, Any]]) -> _Facts:
-    names = [field.name for field in dataclasses.fields(_Facts)]
-    facts: dict[str, Any] = {}
-    for line in lines:  # a run that was resumed may have been given another budget: what was said last counts
-        if line["kind"] in ("start", "resume"):
-            facts.update((name, line[name]) for name in names if name in line)
-    return _read(_Facts, facts, folder)
+    names = {field.name for field in dataclasses.fields(_Facts)}
+    return _read(_Facts, {name: said for name, said in runlog.facts(lines).items() if name in names}, folder)
 
 
 def _decodings(folder: Path, lines: Sequence[dict[str, Any]]) -> list[Decoding]:
@@ -140,7 +139,10 @@ def _run(folder: Path, name: str, facts: _Facts, lines: Sequence[dict[str, Any]]
     # Not the last line: a checkpoint may be evaluated when the training has gone on.
     last = max(lines, key=lambda line: (line["updates"], line["train_seconds"]))
     counters = {counter: last[counter] for counter in ("updates", "train_seconds", "tokens", "flops")}
+    # The wall clock goes on while the last update is validated and saved, which is not what the budget was used for.
+    trained = next(line for line in lines if line["updates"] == last["updates"])
     rest: dict[str, Any] = {
+        "used_seconds": used_beside_training(dataclasses.asdict(facts), trained),
         "name": name,
         "run_log": str(path),
         "perplexity": curve[-1].perplexity if curve else None,

@@ -21,7 +21,7 @@ from train_large.report.training_tables import Training
 
 OF_THE_MODEL = (
     *("layers", "hidden", "heads", "parameters_without_embeddings", "learning_rate"),
-    *("updates", "train_seconds", "tokens", "flops", "perplexity"),
+    *("updates", "train_seconds", "used_seconds", "tokens", "flops", "perplexity"),
 )
 
 

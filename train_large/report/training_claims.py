@@ -157,12 +157,18 @@ def _fewer(
 
 
 def _unequal_budgets(study: Study) -> str:
-    """A sentence if the models were not trained for the same time on the training clock, else nothing."""
-    seconds = [model.train_seconds for model in study.models]
+    """A sentence if the models did not use the same time on the clock of the budget, or if that is not known, else
+    nothing."""
+    clock = study.clock
+    if study.budget and study.budget.clock != clock:
+        return f" But what the sizes used of the budget on its {study.budget.clock} clock is not known."
+    seconds = [model.seconds_on(clock) for model in study.models]
     allowed = study.budget.seconds if study.budget else max(seconds)
-    by_time = study.budget is None or study.budget.clock == "train"
-    if by_time and max(seconds) - min(seconds) > 0.05 * allowed:
-        return f" But the sizes were not trained for the same time: {min(seconds):.4g} to {max(seconds):.4g} seconds."
+    if max(seconds) - min(seconds) > 0.05 * allowed:
+        on = "" if clock == "train" else f" on the {clock} clock"
+        return (
+            f" But the sizes were not trained for the same time{on}: {min(seconds):.4g} to {max(seconds):.4g} seconds."
+        )
     return ""
 
 

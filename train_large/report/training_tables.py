@@ -53,6 +53,10 @@ def paper_error(model: Run) -> float | None:
     return model.scores.paper_error if isinstance(model, TranslationModel) else None
 
 
+def _format_seconds(seconds: float) -> str:
+    return f"{seconds:,.1f}" if seconds < 1e5 else f"{seconds:,.0f}"
+
+
 PAPER_BLEU = _score("paper", "paper’s BLEU")
 _DEV_BLEU = Column("dev BLEU", lambda model: last_measured(model, lambda p: p.bleu), format_bleu, "highest")
 _APPROX_BLEU = Column(
@@ -62,6 +66,8 @@ _APPROX_BLEU = Column(
     "highest",
     only_on_page=True,
 )
+_SECONDS = Column("seconds", lambda model: model.train_seconds, _format_seconds)
+_BUDGET_SECONDS = Column("budget seconds", lambda model: model.used_seconds, _format_seconds)
 _COLUMNS = (
     Column("parameters", lambda model: model.parameters, format_count),
     PAPER_BLEU,
@@ -71,15 +77,16 @@ _COLUMNS = (
     _APPROX_BLEU,
     Column("perplexity", lambda model: model.perplexity, format_perplexity, "lowest"),
     Column("updates", lambda model: model.updates, "{:,}".format),
-    Column("seconds", lambda model: model.train_seconds, lambda s: f"{s:,.1f}" if s < 1e5 else f"{s:,.0f}"),
+    _SECONDS,
+    _BUDGET_SECONDS,
     Column("cost", lambda model: model.flops, format_flops, only_on_page=True),
     Column("learning rate", lambda model: model.learning_rate, "{:.3g}".format, only_on_page=True),
 )
 
 
 def columns_of(study: Training, on_page: bool) -> list[Column]:
-    """The columns for which any model has a figure. BLEU on the dev set gives way to that on the test set where there
-    is little room, and T2T's approximation to any BLEU of real translations."""
+    """The columns for which any model has a figure. T2T's approximation gives way to any BLEU of real translations;
+    where there is little room, BLEU on the dev set to that on the test set, and seconds to those of the budget."""
 
     def known(column: Column) -> bool:
         return any(column.of(model) is not None for model in study.models)
@@ -87,6 +94,8 @@ def columns_of(study: Training, on_page: bool) -> list[Column]:
     left_out = {_APPROX_BLEU} if known(_DEV_BLEU) or known(PAPER_BLEU) else set()
     if known(PAPER_BLEU) and not on_page:
         left_out.add(_DEV_BLEU)
+        if known(_BUDGET_SECONDS):
+            left_out.add(_SECONDS)
     return [c for c in _COLUMNS if known(c) and c not in left_out and (on_page or not c.only_on_page)]
 
 
@@ -104,16 +113,19 @@ def told_decoding(decoding: Decoding) -> str:
 
 def about_training(study: Training) -> list[str]:
     """What was trained, in sentences."""
+    on_another_clock = any(model.used_seconds is not None for model in study.models)
+    about = ["Seconds are those of updates; budget seconds are by the clock of the budget."] if on_another_clock else []
     if isinstance(study, Runs):
         count = "1 run" if len(study.models) == 1 else f"{len(study.models)} runs"
         problem = f" of Tensor2Tensor’s problem {study.problem}" if study.problem else ""
-        return [f"{count}{problem}, read from the run logs."]
+        return [f"{count}{problem}, read from the run logs.", *about]
     data = study.translation
     count = "1 model size" if len(study.models) == 1 else f"{len(study.models)} model sizes"
     budget = format_seconds(study.budget.seconds)
     return [
-        f"{count}, each trained for {budget} to translate {data.source} to {data.target}: "
-        f"{data.corpus}, {data.train:,} sentence pairs to train on, {data.dev:,} to validate and {data.test:,} to test."
+        f"{count}, each trained for {budget} to translate {data.source} to {data.target}: {data.corpus}, "
+        f"{data.train:,} sentence pairs to train on, {data.dev:,} to validate and {data.test:,} to test.",
+        *about,
     ]
 
 

@@ -7,6 +7,7 @@ import matplotlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from report.invented import T2T_FACTS, make_translation_model, write_run_log
 
 from train_large.report import drawing as style
 from train_large.report import figures
@@ -239,6 +240,31 @@ def test_bleu_goes_through_the_validations_that_have_it(translation, translation
             for point, drawn in zip(points, line, strict=True):
                 expected = start + (end - start) * (point[axis] - first) / (last - first)
                 assert drawn[axis] == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("clock", "each", "label", "seconds"),
+    [
+        ("calibrated", 0.5, "calibrated time (seconds)", lambda point: 0.5 * point["updates"]),
+        ("wall", None, "wall-clock time (minutes)", lambda point: 7 + 2 * point["train_seconds"]),
+        ("train", None, "training time (minutes)", lambda point: point["train_seconds"]),
+        ("calibrated", None, "training time (minutes)", lambda point: point["train_seconds"]),
+    ],
+)
+def test_time_is_drawn_by_the_clock_of_the_budget(tmp_path, clock, each, label, seconds):
+    model = make_translation_model("2l_64h", 2, 64, 1, 900, 100, 300, 9.0, 5.0)
+    # The first update takes a while, so that no clock is a multiple of another.
+    model["curve"] = [{**point, "train_seconds": 40 + point["train_seconds"]} for point in model["curve"]]
+    facts = {**T2T_FACTS, "budget_seconds": 150.0, "budget_clock": clock, "seconds_per_update": each}
+    drawn = {each.name: each for each in figures.draw(read_runs([write_run_log(tmp_path, model, facts)]))}
+    assert label in texts(drawn["perplexity-time"])
+    xs = [seconds(point) for point in model["curve"]]
+    line = next(path for path in line_through(drawn["perplexity-time"], "size-0") if len(path) == len(xs))
+    # Where the axis begins at 0 the map is straight through the axis' own beginning, too.
+    left = min(x for path in line_through(drawn["perplexity-time"], "ink") for x, _ in path)
+    scale = (line[-1][0] - left) / xs[-1]
+    for (x, _), place in zip(line, xs, strict=True):
+        assert x == pytest.approx(left + scale * place, abs=0.01)
 
 
 def test_the_approximation_is_drawn_where_nothing_was_translated(t2t_runs):

@@ -47,6 +47,21 @@ def test_what_newer_files_have_is_optional(results, new_results, new_value, tmp_
     assert new.stored_bytes == new.file_bytes != new.bytes
 
 
+def test_what_was_used_on_another_clock_is_saved_where_it_is_known(results, tmp_path):
+    path = tmp_path / "results.json"
+    module.save(results, path)
+    assert "used_seconds" not in path.read_text()
+    models = tuple(
+        replace(m, used_seconds=1.5, curve=tuple(replace(p, used_seconds=0.5) for p in m.curve)) for m in results.models
+    )
+    calibrated = replace(results, models=models, budget=module.Budget(600.0, "calibrated"))
+    module.save(calibrated, path)
+    assert module.load(path) == calibrated
+    assert (results.clock, calibrated.clock) == ("train", "calibrated")
+    half = replace(calibrated, models=(*models[:-1], replace(models[-1], curve=results.models[-1].curve)))
+    assert half.clock == "train"
+
+
 def test_a_verdict_left_open_is_saved_as_null(results, tmp_path):
     path = tmp_path / "results.json"
     module.save(replace(results, claims=(module.Claim("c", "3", None, "m"),)), path)

@@ -108,6 +108,49 @@ def test_what_a_resume_says_replaces_what_the_start_said(tmp_path):
     assert runs.title == tmp_path.name
 
 
+CALIBRATED = {"budget_seconds": 100.0, "budget_clock": "calibrated", "seconds_per_update": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("budget", "of_point", "clock"),
+    [
+        ({**CALIBRATED, "budget_clock": "train"}, lambda point: None, "train"),
+        ({**CALIBRATED, "budget_clock": "wall"}, lambda point: 7 + 2 * point["train_seconds"], "wall"),
+        (CALIBRATED, lambda point: point["updates"] / 2, "calibrated"),
+        ({**CALIBRATED, "seconds_per_update": None}, lambda point: None, "train"),
+    ],
+)
+def test_time_is_that_of_the_clock_of_the_budget(tmp_path, budget, of_point, clock):
+    model = make_translation_model("2l_64h", 2, 64, 1, 900, 100, 500, 9.0, 5.0)
+    study = module.read_runs([write_run_log(tmp_path, model, {**T2T_FACTS, **budget})])
+    (run,) = study.models
+    expected = [of_point(point) for point in model["curve"]]
+    assert [point.used_seconds for point in run.curve] == expected
+    assert [point.train_seconds for point in run.curve] == [point["train_seconds"] for point in model["curve"]]
+    assert (run.used_seconds, study.clock) == (expected[-1], clock)
+    measured = [point["train_seconds"] for point in model["curve"]] if clock == "train" else expected
+    assert [point.seconds_on(study.clock) for point in run.curve] == measured
+
+
+def test_the_wall_clock_after_the_last_update_is_not_time_that_was_trained_for(tmp_path):
+    folder = log(tmp_path, ("start", 0, {**CALIBRATED, "budget_clock": "wall"}), ("train", 500, {}))
+    measured = {"subset": "valid", "perplexity": 2.0}
+    for kind, fields in (("valid", measured), ("stop", {"reason": "budget"})):
+        after = {**counters(500), "wall_seconds": 140.0, "train_seconds": 50.1}
+        runlog.append(str(folder / runlog.NAME), kind, after, **fields)
+    (run,) = module.read_runs([folder]).models
+    assert (run.used_seconds, run.curve[0].used_seconds) == (100.0, 140.0)
+
+
+def test_runs_without_a_budget_in_common_are_told_by_the_training_clock(tmp_path):
+    model = make_translation_model("2l_64h", 2, 64, 1, 900, 100, 500, 9.0, 5.0)
+    budgets = (CALIBRATED, {**CALIBRATED, "budget_seconds": 50.0})
+    study = module.read_runs(
+        [write_run_log(tmp_path / str(i), model, {**T2T_FACTS, **b}) for i, b in enumerate(budgets)]
+    )
+    assert (study.budget, study.clock) == (None, "train")
+
+
 def test_runs_with_different_budgets_and_decodings(tmp_path):
     model = make_translation_model("2l_64h", 2, 64, 1, 900, 100, 500, 9.0, 5.0)
     folders = [
@@ -196,6 +239,7 @@ def test_runs_of_different_tools_or_problems_are_not_compared(tmp_path, t2t_runs
         ("start", {"parameters": "many"}, "parameters is 'many', not a whole number"),
         ("start", {"parameters": 0}, "parameters is 0, and must be at least 1"),
         ("start", {"budget_clock": "moon"}, "budget_clock is 'moon'"),
+        ("start", {"seconds_per_update": "fast"}, "seconds_per_update is 'fast', not a number"),
         ("valid", {"subset": "dev", "perplexity": 2.0, "bleu": 100.5}, "bleu is 100.5, and must be from 0 to 100"),
         ("valid", {"subset": "dev", "perplexity": None}, "perplexity is None, not a number"),
         ("valid", {"subset": "dev", "bleu": 1.0}, "a validation line has no 'perplexity'"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 
+from report.invented import make_translation_model, write_run_log
+
 from train_large.report.runs import read_runs
 from train_large.report.spreadsheet import write_csv, write_weight_errors
 
@@ -69,6 +71,17 @@ def test_a_row_for_each_validation(translation, t2t_runs, tmp_path):
             else:
                 assert row["learning_rate"] == ""
                 assert not any("test_bleu" in name or name == "machine" for name in row)
+
+
+def test_seconds_on_the_clock_of_the_budget(tmp_path):
+    model = make_translation_model("2l_64h", 2, 64, 1, 900, 100, 500, 9.0, 5.0)
+    facts = {"budget_seconds": 250.0, "budget_clock": "calibrated", "seconds_per_update": 0.5}
+    write_csv(read_runs([write_run_log(tmp_path / "run", model, facts)]), tmp_path / "runs.csv")
+    with open(tmp_path / "runs.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["at_used_seconds"]) for row in rows] == [25.0 * k for k in range(1, 11)]
+    assert [float(row["at_train_seconds"]) for row in rows] == [18.0 * k for k in range(1, 11)]
+    assert {row["used_seconds"] for row in rows} == {"250.0"}
 
 
 def test_a_run_without_validations_has_a_row(t2t_runs, tmp_path):

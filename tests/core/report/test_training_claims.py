@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from report.invented import T2T_FACTS, make_translation_model, write_run_log
 
 from train_large.report import training_claims as module
 from train_large.report.claims import judge_claims
-from train_large.report.results import CurvePoint
+from train_large.report.results import Budget, CurvePoint
 from train_large.report.runs import read_runs
 from train_large.report.training_claims import UNTOLD, choice_parts, updates_to_bleu, updates_to_reach
 
@@ -125,6 +126,42 @@ def test_unequal_times_leave_it_open(translation):
         assert claims[name].shows is None
         assert "not trained for the same time: 180 to 300 seconds" in claims[name].measured
     assert claims["updates"].shows is True
+
+
+@pytest.mark.parametrize("clock", ["wall", "calibrated"])
+def test_unequal_parts_of_a_budget_on_another_clock_leave_it_open(translation, clock):
+    def told(curve):
+        return tuple(replace(point, used_seconds=point.updates / 10) for point in curve)
+
+    def claims(*used):
+        models = tuple(
+            replace(model, used_seconds=seconds, train_seconds=10.0 * i, curve=told(model.curve))
+            for i, (model, seconds) in enumerate(zip(translation.models, used, strict=True), start=1)
+        )
+        return judged(replace(translation, budget=Budget(180.0, clock), models=models))
+
+    names = ("larger", "diminish", "larger by bleu", "diminish by bleu")
+    equal = claims(180.0, 181.0, 180.5, 182.0)  # whatever was measured
+    assert [equal[name].shows for name in names] == [True] * 4
+    early = claims(180.0, 180.0, 180.0, 43.0)
+    unknown = claims(180.0, 180.0, 180.0, None)
+    for name in names:
+        assert (early[name].shows, unknown[name].shows) == (None, None)
+        assert f"same time on the {clock} clock: 43 to 180 seconds" in early[name].measured
+        assert f"of the budget on its {clock} clock is not known" in unknown[name].measured
+
+
+def test_runs_stopped_at_different_parts_of_a_calibrated_budget(tmp_path):
+    """900 of 1000 updates by the one, 60 of 250 by the other, in the same measured time."""
+    folders = []
+    for hidden, updates, each, perplexity in ((64, 900, 1.0, 9.0), (128, 60, 4.0, 5.0)):
+        model = make_translation_model(f"2l_{hidden}h", 2, hidden, 1, hidden, 1, updates, perplexity, 5.0)
+        budget = {"budget_seconds": 1000.0, "budget_clock": "calibrated", "seconds_per_update": each}
+        facts = {**T2T_FACTS, **budget, "parameters": hidden}
+        folders.append(write_run_log(tmp_path / model["name"], model, facts))
+    claims = judged(read_runs(folders))
+    assert claims["larger"].shows is None
+    assert "240 to 900 seconds" in claims["larger"].measured
 
 
 curves = st.lists(

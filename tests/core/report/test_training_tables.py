@@ -67,6 +67,18 @@ def test_everything_is_said(translation, t2t_runs):
     assert "claims" not in single
 
 
+def test_what_was_used_on_another_clock_has_a_column(translation):
+    models = tuple(replace(model, used_seconds=993_600.0 + i) for i, model in enumerate(translation.models))
+    study = replace(translation, models=models)
+    columns = [column for column in module.columns_of(study, on_page=False) if column.heading == "budget seconds"]
+    assert [column.of(model) for column in columns for model in models] == [993_600.0 + i for i in range(4)]
+    text = printed(study)
+    assert "budget seconds are by the clock of the budget" in " ".join(text.split())
+    assert "…" not in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "budget seconds" not in " ".join(printed(translation).split())
+
+
 def test_the_best_of_each_kind_is_marked(translation, t2t_runs):
     for column in module.columns_of(translation, on_page=True):
         marked = [model.name for model in translation.models if module.is_best(translation, column, model)]
