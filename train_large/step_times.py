@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from train_large import machine, runlog
 from train_large.errors import UserError
@@ -294,7 +294,9 @@ class FairseqTrain:
             --optimizer adam --lr 1e-5 --no-save --disable-validation --log-format json --log-interval 1
         """.split()
         start = [sys.executable, "-m", TRAINERS[self.device], str(self.data), "--user-dir", str(self.user_dir)]
-        return start + flags + ["--save-dir", save_dir, *self.extra]
+        # fairseq takes every GPU that it sees, each with a batch of its own; the launcher on XLA shares one out.
+        alone = ["--distributed-world-size", "1"] if self.device == "torch" else []
+        return start + flags + alone + ["--save-dir", save_dir, *self.extra]
 
     def __call__(
         self,
@@ -304,7 +306,8 @@ class FairseqTrain:
         max_updates: int,
         enough: Callable[[Sequence[float]], bool],
     ) -> Trial:
-        """Raises UserError if the process fails for another reason than memory, or ends before it was `enough`."""
+        """Raises UserError if the process fails for another reason than memory, ends before it was `enough`, or makes
+        updates of more than was asked."""
         tokens = micro_batch * update_freq * self.length
         with tempfile.TemporaryDirectory(prefix="train-large-") as folder:
             output = Path(folder) / "output.txt"
@@ -320,7 +323,15 @@ class FairseqTrain:
                 while True:
                     running = process.poll() is None
                     peak = max(peak, _resident_memory(process.pid) if running else 0)
-                    durations = _whole_updates(Path(folder) / runlog.NAME, tokens, self.length)
+                    updates = _updates(Path(folder) / runlog.NAME)
+                    largest = max((update.tokens for update in updates), default=0)
+                    if largest >= tokens + self.length:
+                        raise UserError(
+                            f"an update on {self.data} has {largest:,} tokens, and {tokens:,} were asked for: leave "
+                            "out flags after -- that change the batch (--distributed-world-size, --update-freq)."
+                        )
+                    # The last one of a text may be a short one.
+                    durations = tuple(update.seconds for update in updates if update.tokens > tokens - self.length)
                     printed = output.read_text(errors="replace")
                     fits = (
                         peak <= self.memory_limit
@@ -348,16 +359,21 @@ class FairseqTrain:
         return f"fairseq-train on {self.data} failed for {size.name} with status {status}: {last[:300]}"
 
 
-def _whole_updates(log: Path, tokens: int, length: int) -> tuple[float, ...]:
-    """Seconds of every update of the run log that had all its sequences (the last one of a text may be a short one)."""
+class _Update(NamedTuple):
+    seconds: float
+    tokens: int
+
+
+def _updates(log: Path) -> list[_Update]:
+    """What every update of the run log took and had, of those that have a line of their own."""
     if not log.exists():
-        return ()
+        return []
     lines = [line for line in runlog.read(log) if line["kind"] in ("start", "train")]
-    return tuple(
-        line["train_seconds"] - before["train_seconds"]
+    return [
+        _Update(line["train_seconds"] - before["train_seconds"], line["tokens"] - before["tokens"])
         for before, line in itertools.pairwise(lines)
-        if line["updates"] == before["updates"] + 1 and line["tokens"] - before["tokens"] > tokens - length
-    )
+        if line["updates"] == before["updates"] + 1
+    ]
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -398,6 +398,29 @@ def test_a_run_that_fails_otherwise_is_an_error():
         watched("append('start', 0, 0.0, 0); append('train', 1, 1.0, 40)")
 
 
+def test_updates_of_more_than_was_asked_are_refused():
+    """4 sequences of 10 tokens were asked for; on two GPUs they would be 8."""
+    log = """
+        append("start", 0, 0.0, 0)
+        for n in (1, 2, 3):
+            append("train", n, float(n), n * {tokens})
+        time.sleep(30)
+    """
+    assert watched(log.format(tokens=49)).durations == (1.0, 1.0, 1.0)
+    with pytest.raises(UserError, match=r"an update on DATA has 80 tokens, and 40 were asked for: .*world-size"):
+        watched(log.format(tokens=80))
+
+
+def test_one_gpu_is_timed_unless_the_user_says_otherwise():
+    def words(device, *extra):
+        return FairseqTrain(Path("DATA"), Path("."), 10, 2**34, extra, device=device).command(TINY, 2, 2, 50, "saved")
+
+    flag = "--distributed-world-size"
+    ours = words("torch", flag, "2")
+    assert [ours[i + 1] for i, word in enumerate(ours) if word == flag] == ["1", "2"]  # the last one counts
+    assert flag not in words("xla")
+
+
 # -- the real thing --
 
 
