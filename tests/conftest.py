@@ -11,3 +11,6 @@ settings.load_profile("any machine")
 # A shell lets its background jobs ignore Ctrl-C, and what they start ignores it too: no test could interrupt anything.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# The same of nohup and the end of a terminal.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
