@@ -160,14 +160,14 @@ def test_stock_fairseq_validates_what_the_converter_writes(trained):
         for bits in BITS:
             assert same_bits(dequantize(quantize_tensor(tensor, bits)), paper(tensor.numpy(), bits)), (name, bits)
     losses = {}
-    for bits in (32, 3):
+    for bits in (32, 2):
         target = source.with_name(f"out{bits}.pt")
         quantize_checkpoint(source, target, Method(bits))
         losses[bits] = stock_loss(trained, target)
         ours = loss_in_process(checkpoint, quantize_state(checkpoint["model"], bits), data)
         assert losses[bits] == pytest.approx(ours, abs=6e-4)  # stock prints three decimals
     assert losses[32] == pytest.approx(loss_in_process(checkpoint, dict(checkpoint["model"]), data), abs=6e-4)
-    assert losses[3] > losses[32] + 0.01
+    assert losses[2] > losses[32] + 0.01  # 3 bits can make so small a model better, by chance
 
 
 METHODS = [
