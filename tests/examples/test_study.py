@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -383,6 +385,50 @@ def test_killed_anywhere_it_comes_to_the_same_figures(own, tmp_path):
     assert not (tmp_path / "out" / "results").exists()
     study(longer, "--experiment", "depth")
     assert measured(tmp_path / "out" / "results") == measured(tmp_path / "whole" / "results")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_it_ends_with_all_that_it_started(own, tmp_path, number):
+    """Alone, as by `kill`: a terminal's Ctrl-C goes to its children too."""
+    process = subprocess.Popen(
+        command([*own, "budget=300s"], "--experiment", "depth"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as of `&` in a script
+    )
+    wait_for(lambda: list((tmp_path / "out").glob("pretrain/*/run.jsonl")), process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "run the same command again" in said
+    assert not any(child.is_running() for child in children)
+    for log in (tmp_path / "out").glob("pretrain/*/run.jsonl"):
+        assert "SIGTERM" in log.read_text()
+
+
+@pytest.mark.slow
+def test_where_only_the_study_was_killed_there_is_no_second_one(own, tmp_path):
+    process = subprocess.Popen(
+        command([*own, "budget=300s"], "--experiment", "depth"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    wait_for(lambda: list((tmp_path / "out").glob("pretrain/*/run.jsonl")), process)
+    [snakemake, *_] = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    try:
+        assert "a study is going on" in study(own, "--experiment", "depth", status=2)
+    finally:
+        os.killpg(snakemake.pid, signal.SIGINT)
+        snakemake.wait(120)
+    assert "a study" not in study(own, "--experiment", "depth", "--report-only")
 
 
 def kill_all_but_the_training(pid: int) -> list[psutil.Process]:

@@ -197,7 +197,7 @@ def is_free(lock: Path) -> bool:
         return True
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_trainer_is_stopped_with_its_job_and_saves(changes, trainer, number):
     path, told = trainer
     process, lock = translating(changes, path)

@@ -6,14 +6,22 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
+def _terminate(pid: int) -> None:
+    os.kill(pid, signal.SIGTERM)
+
+
 @contextlib.contextmanager
-def started(command: Sequence[str], **options: Any) -> Iterator[tuple[subprocess.Popen, list[int]]]:
-    """A process, to be waited for in the block, and the signals that came meanwhile: each SIGTERM or Ctrl-C is handed
-    on to it as SIGTERM, at which a budgeted run saves itself. `options` are those of Popen."""
+def started(
+    command: Sequence[str], ask: Callable[[int], None] = _terminate, **options: Any
+) -> Iterator[tuple[subprocess.Popen, list[int]]]:
+    """A process, to be waited for in the block, and the signals that came meanwhile: at each SIGTERM, Ctrl-C or SIGHUP
+    (unless that is ignored, as below nohup) it is asked to end, by SIGTERM unless `ask`, which is given its process id,
+    does something else. A budgeted run saves itself then. `options` are those of Popen.
+    """
     came: list[int] = []
     running: list[subprocess.Popen] = []
 
@@ -22,14 +30,17 @@ def started(command: Sequence[str], **options: Any) -> Iterator[tuple[subprocess
         for process in running:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGTERM)
+                    ask(process.pid)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, hand_on) for number in numbers}
     try:
         process = subprocess.Popen(command, **options)
         running.append(process)
         if came:  # while it was started
-            os.kill(process.pid, signal.SIGTERM)
+            ask(process.pid)
         yield process, came
     finally:
         for number, handler in before.items():

@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-import subprocess
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +22,7 @@ import gather
 import jobs
 import study_report
 from omegaconf import DictConfig
+from processes import started
 
 from train_large.errors import UserError
 
@@ -69,9 +70,9 @@ def run(options: argparse.Namespace) -> int:
     out = jobs.study_folder(settings)
     out.mkdir(parents=True, exist_ok=True)
     status = 0
-    with _alone(out):
+    with _alone(out) as lock:
         if not options.report_only:
-            status = _run_jobs(settings, names, out, options)
+            status = _run_jobs(settings, names, out, options, lock)
         missing = gather.gather(settings, names, out / "results")
     for name, paths in missing.items():
         print(f"{name}: {len(paths)} jobs are not done, such as {paths[0]}", file=sys.stderr)
@@ -102,18 +103,21 @@ def publish(results: Path, finished: Sequence[str], folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """One study at a time in a folder. The system lets go of this lock when a process is killed, unlike Snakemake's."""
+def _alone(out: Path) -> Iterator[int]:
+    """One study at a time in a folder. Gives the lock, for Snakemake to hold too: it goes on where only this process is
+    killed. Unlike Snakemake's own, it is let go of when those that hold it have ended, however they do."""
     with open(out / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"a study is going on in {out}: wait for it, or give another folder, SET=out=...") from None
-        os.set_inheritable(lock.fileno(), False)
-        yield
+            raise UserError(
+                f"a study is going on in {out}: wait for it, end the processes that `fuser {out / '.lock'}` names, or "
+                "give another folder, SET=out=..."
+            ) from None
+        yield lock.fileno()
 
 
-def _run_jobs(settings: DictConfig, names: Sequence[str], out: Path, options: argparse.Namespace) -> int:
+def _run_jobs(settings: DictConfig, names: Sequence[str], out: Path, options: argparse.Namespace, lock: int) -> int:
     jobs.save_settings(settings)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile"), "--directory", str(out)]
     # The first is for this machine; an executor of a cluster asks for the second.
@@ -126,13 +130,17 @@ def _run_jobs(settings: DictConfig, names: Sequence[str], out: Path, options: ar
         f"settings={jobs.settings_file(settings)}",
         f"experiments={','.join(names)}",
     ]
-    process = subprocess.Popen(command)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:  # Snakemake and its jobs have it from the terminal too
-        with contextlib.suppress(KeyboardInterrupt):
-            process.wait()
-        raise
+    # A group of its own, which has all signals from here, and each once.
+    with started(command, _interrupt, start_new_session=True, pass_fds=(lock,)) as (process, asked):
+        status = process.wait()
+    if asked:
+        raise KeyboardInterrupt
+    return status
+
+
+def _interrupt(snakemake: int) -> None:
+    """As Ctrl-C does: Snakemake starts nothing more and cancels what is on a cluster, and its jobs here save."""
+    os.killpg(snakemake, signal.SIGINT)
 
 
 if __name__ == "__main__":
