@@ -25,12 +25,13 @@ from pathlib import Path
 
 import torch
 
+from train_large.compression.kernels import supported
 from train_large.machine import describe
 
 SHAPES = ((6, 512), (12, 768))  # layers, hidden; heads of 64
 ENTRIES, LENGTH, CLASSES = 50265, 128, 2
 BATCHES = {1: 5, 32: 1}  # sentences, and how often a turn measures
-OURS = ("int8 8", "int8 6", "int8 4", "bfloat16 8", "float32 8")
+OURS = ("int8 8", "int8 6", "int8 4", "bfloat16 8", "float32 8", "float32 6", "float32 4")
 PEERS = ("torchao int8wo fp32", "torchao int8wo bf16", "onnxruntime dynamic int8")
 BASE = "fairseq fp32"
 
@@ -206,7 +207,8 @@ def race(layers: int, hidden: int, peers: Path, rounds: int, threads: int) -> li
         for python, step in ((sys.executable, "prepare"), (peers, "onnx")):
             command = [python, __file__, "--step", step, "--folder", place, "--shape", f"{layers}x{hidden}"]
             subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
-        names = [BASE, *(f"packed {ours}" for ours in OURS), *PEERS]
+        ours = [name for name in OURS if supported(name.split()[0])]
+        names = [BASE, *(f"packed {name}" for name in ours), *PEERS]
         contestants = [
             Contestant(peers if name in PEERS else Path(sys.executable), name, folder, threads) for name in names
         ]

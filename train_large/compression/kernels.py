@@ -126,7 +126,7 @@ def _by_blocks(x: Tensor, linear: Linear, precision: str) -> Tensor:
             y[:, block] = F.linear(x, weight.bfloat16())
             y[:, block] += linear.bias[block]
         else:
-            y[:, block] = F.linear(x, weight, linear.bias[block])
+            torch.addmm(linear.bias[block], x, weight.t(), out=y[:, block])
     return y
 
 

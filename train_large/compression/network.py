@@ -20,7 +20,16 @@ from train_large.compression import kernels
 from train_large.compression.kernels import BFLOAT16, FLOAT32, INT8, Linear
 from train_large.compression.parallel import on_all_cores
 from train_large.compression.quantization import Quantized, dequantize
-from train_large.compression.resident import BLOCK, Dense, Matrix, Plain, Table, below_each_other, linear_weight, table
+from train_large.compression.resident import (
+    Dense,
+    Matrix,
+    Plain,
+    Table,
+    below_each_other,
+    linear_weight,
+    rows_at_once,
+    table,
+)
 from train_large.errors import UserError
 
 ENCODER = "encoder.sentence_encoder"
@@ -309,12 +318,7 @@ def _on_cores(function: Callable[[Part], Tensor], parts: Sequence[Part], cores: 
     """`function` of each part, in order. Cores take one after another: they meet once, and not after each operation."""
     if len(parts) < 2 or cores < 2:
         return [function(part) for part in parts]
-
-    def inferring(part: Part) -> Tensor:
-        with torch.inference_mode():  # is of each thread
-            return function(part)
-
-    return on_all_cores(inferring, parts)
+    return on_all_cores(function, parts)
 
 
 @contextlib.contextmanager
@@ -443,11 +447,13 @@ def _size(model: Mapping[str, Any], name: str) -> int:
 
 def _scratch(linears: Sequence[Linear], precision: str) -> int:
     """Bytes that a stage unpacks: its int8 codes, and of the other weights one, a byte each, with a block of it."""
-    weights = [linear.weight for linear in linears]
-    if precision == INT8:
-        weights = [weight for weight in weights if not isinstance(weight, Dense) or weight.tiles is None]
-    sizes = [weight.shape[0] * weight.shape[1] for weight in weights]
-    whole = [precision == INT8 and isinstance(weight, Dense) for weight in weights]
-    total = sum(size for size, is_whole in zip(sizes, whole) if is_whole)
-    largest = max((size for size, is_whole in zip(sizes, whole) if not is_whole), default=0)
-    return total + largest + min(BLOCK, largest) * (4 if precision == FLOAT32 else 6)
+    together, largest = 0, 0
+    for weight in (linear.weight for linear in linears):
+        rows, columns = weight.shape
+        if precision == INT8 and isinstance(weight, Dense):
+            together += 0 if weight.tiles is not None or weight.bits == 8 else rows * columns
+        else:
+            at_hand = isinstance(weight, Dense) and weight.tiles is None and weight.bits == 8
+            block = min(rows, rows_at_once(columns)) * columns * (5 if precision == FLOAT32 else 7)
+            largest = max(largest, block + (0 if at_hand else rows * columns))
+    return together + largest

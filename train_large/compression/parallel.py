@@ -49,4 +49,10 @@ def on_all_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> l
     items = list(items)
     if len(items) < 2:
         return [function(item) for item in items]
-    return list(pool().map(function, items))
+    inferring = torch.is_inference_mode_enabled()  # is of each thread, and its tensors cannot be changed outside
+
+    def in_the_same_mode(item: Item) -> Result:
+        with torch.inference_mode(inferring):
+            return function(item)
+
+    return list(pool().map(in_the_same_mode, items))

@@ -27,7 +27,9 @@ from train_large.compression import planes
 from train_large.compression.quantization import Quantized
 from train_large.compression.storage import block_size
 
-BLOCK = 1 << 18  # float32 weights made at once: 1 MB
+# Weights made in float32 at once: about 2 MB, of 192 rows at least and of a multiple of 64. With MKL on AVX2 products
+# with 85 rows took 1.7 times as long as with all of them, with 64 rows 1.3 times, with 192 1.1 times.
+_BLOCK, _FEWEST_ROWS, _ROWS = 1 << 19, 192, 64
 
 _PLACE_BITS = 32
 _ALIGNED = 64  # codes; fields of one bit then fill whole words
@@ -87,13 +89,14 @@ class Dense:
         return codes[: rows * columns].view(columns, rows)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        codes = self.codes().t()
+        codes = self.codes().view(torch.uint8).t()
         for block in _slices(*self.shape):
-            index = codes[block].float().mul_(2.0 ** (self.bits - 8)).add_(2 ** (self.bits - 1))
             step, minimum = (
                 (self.step, self.minimum) if len(self.step) == 1 else (self.step[block], self.minimum[block])
             )
-            yield block, _clear(index.mul_(step).add_(minimum), self.zeros, block.start)
+            # Powers of two round nothing: this is step * index + minimum to the last bit, with few passes.
+            weight = (codes[block] ^ 128).float().mul_(step * 2.0 ** (self.bits - 8)).add_(minimum)
+            yield block, _clear(weight, self.zeros, block.start)
 
 
 @dataclass(frozen=True)
@@ -313,9 +316,13 @@ def _clear(w: Tensor, zeros: Tensor, start: int) -> Tensor:
     return w
 
 
+def rows_at_once(columns: int) -> int:
+    """How many rows of a matrix of so many columns are made in float32 at once."""
+    return max(_FEWEST_ROWS, _BLOCK // columns // _ROWS * _ROWS)
+
+
 def _slices(rows: int, columns: int) -> Iterator[slice]:
-    """Consecutive rows of about `BLOCK` weights."""
-    size = max(1, BLOCK // columns)
+    size = rows_at_once(columns)
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 

@@ -3,12 +3,21 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import torch
+
 from train_large.compression.parallel import on_all_cores
 
 
 def test_results_are_in_order():
     assert on_all_cores(lambda i: i * i, range(100)) == [i * i for i in range(100)]
     assert on_all_cores(str, []) == []
+
+
+def test_tensors_of_inference_can_be_changed_by_all_cores():
+    with torch.inference_mode():
+        tensors = [torch.zeros(1) for _ in range(4)]
+        on_all_cores(lambda t: t.add_(1), tensors)
+    assert [float(t) for t in tensors] == [1] * 4
 
 
 def test_the_pool_is_on_one_thread_each_and_nobody_else_is():
