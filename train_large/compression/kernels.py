@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from train_large.compression.resident import Dense, Matrix
+from train_large.compression.resident import FEW, MANY, Dense, Matrix
 
 INT8, BFLOAT16, FLOAT32 = PRECISIONS = ("int8", "bfloat16", "float32")
 
@@ -54,6 +54,12 @@ def supported(precision: str) -> bool:
     # Without VNNI, int8 products saturate in int16; without its instructions, bfloat16 is slower than float32.
     test = {INT8: "_is_vnni_supported", BFLOAT16: "_is_avx512_bf16_supported"}[precision]
     return torch.backends.mkldnn.is_available() and bool(getattr(torch.cpu, test, bool)())
+
+
+def at_once() -> int:
+    """Weights to make in floating point at once. Where int8 is to be had that is the exception, and memory is of better
+    use for tiles."""
+    return FEW if supported(INT8) else MANY
 
 
 def in_tiles(weight: Matrix) -> Matrix:
@@ -121,7 +127,7 @@ def _by_blocks(x: Tensor, linear: Linear, precision: str) -> Tensor:
     y = x.new_empty(len(x), linear.weight.shape[0])
     half = precision != FLOAT32 and supported(BFLOAT16)
     x = x.bfloat16() if half else x
-    for block, weight in linear.weight.blocks():
+    for block, weight in linear.weight.blocks(at_once()):
         if half:
             y[:, block] = F.linear(x, weight.bfloat16())
             y[:, block] += linear.bias[block]

@@ -454,6 +454,6 @@ def _scratch(linears: Sequence[Linear], precision: str) -> int:
             together += 0 if weight.tiles is not None or weight.bits == 8 else rows * columns
         else:
             at_hand = isinstance(weight, Dense) and weight.tiles is None and weight.bits == 8
-            block = min(rows, rows_at_once(columns)) * columns * (5 if precision == FLOAT32 else 7)
+            block = min(rows, rows_at_once(columns, kernels.at_once())) * columns * (5 if precision == FLOAT32 else 7)
             largest = max(largest, block + (0 if at_hand else rows * columns))
     return together + largest

@@ -27,9 +27,10 @@ from train_large.compression import planes
 from train_large.compression.quantization import Quantized
 from train_large.compression.storage import block_size
 
-# Weights made in float32 at once: about 2 MB, of 192 rows at least and of a multiple of 64. With MKL on AVX2 products
-# with 85 rows took 1.7 times as long as with all of them, with 64 rows 1.3 times, with 192 1.1 times.
-_BLOCK, _FEWEST_ROWS, _ROWS = 1 << 19, 192, 64
+# Weights made in float32 at once: 1 MB, or 2.4 MB for quicker products. Blocks have a multiple of 64 rows: with MKL on
+# AVX2 a product with 85 rows at a time took 1.7 times as long as with all of them, with 64 1.3, with 192 1.1 times.
+FEW, MANY = 1 << 18, 600_000
+_ROWS = 64
 
 _PLACE_BITS = 32
 _ALIGNED = 64  # codes; fields of one bit then fill whole words
@@ -88,9 +89,9 @@ class Dense:
         codes = planes.unpack(self.planes, self.bits).view(torch.int8)
         return codes[: rows * columns].view(columns, rows)
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+    def blocks(self, weights: int = FEW) -> Iterator[tuple[slice, Tensor]]:
         codes = self.codes().view(torch.uint8).t()
-        for block in _slices(*self.shape):
+        for block in _slices(*self.shape, weights):
             step, minimum = (
                 (self.step, self.minimum) if len(self.step) == 1 else (self.step[block], self.minimum[block])
             )
@@ -172,10 +173,10 @@ class Table:
         index = self.codes.take(places.clamp_(min=0)) if int(self.starts[-1]) else torch.zeros(kept.shape)
         return self._weights(index, rows).masked_fill_(~kept, 0)
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+    def blocks(self, weights: int = FEW) -> Iterator[tuple[slice, Tensor]]:
         rows, columns = self.shape
         all_kept = None if self.mask is None else [planes.unpack(p, b) for p, b in self.codes._by_level()]
-        for block in _slices(rows, columns):
+        for block in _slices(rows, columns, weights):
             where = torch.arange(block.start, block.stop)
             if self.mask is None or self.starts is None or all_kept is None:
                 yield block, _clear(self._weights(self.codes.rows(block)[:, :columns], where), self.zeros, block.start)
@@ -228,8 +229,8 @@ class Plain:
     def rows(self, rows: Tensor) -> Tensor:
         return self.weight[rows]
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        for block in _slices(*self.shape):
+    def blocks(self, weights: int = FEW) -> Iterator[tuple[slice, Tensor]]:
+        for block in _slices(*self.shape, weights):
             yield block, self.weight[block]
 
 
@@ -316,13 +317,13 @@ def _clear(w: Tensor, zeros: Tensor, start: int) -> Tensor:
     return w
 
 
-def rows_at_once(columns: int) -> int:
-    """How many rows of a matrix of so many columns are made in float32 at once."""
-    return max(_FEWEST_ROWS, _BLOCK // columns // _ROWS * _ROWS)
+def rows_at_once(columns: int, weights: int) -> int:
+    """How many rows of a matrix of so many columns are about `weights`."""
+    return max(_ROWS, weights // columns // _ROWS * _ROWS)
 
 
-def _slices(rows: int, columns: int) -> Iterator[slice]:
-    size = rows_at_once(columns)
+def _slices(rows: int, columns: int, weights: int) -> Iterator[slice]:
+    size = rows_at_once(columns, weights)
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 
