@@ -131,17 +131,20 @@ $(SITE_STAMP): constraints/docs.txt
 docs: $(SITE_STAMP)  ## the documentation's site, in runs/site
 	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --strict
 
+# Whole files to a core, in the order of tests/conftest.py.
+BY_FILE := --dist loadfile --no-loadscope-reorder
+
 test: $(STAMP) lint docs test-t2t test-xla $(if $(PYTHON37),test-t2t-tf1)  ## lint, types, the docs and every test, those of TensorFlow 1 where there is a Python 3.7
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(BY_FILE)
 
 test-t2t: $(T2T_STAMP)  ## the tests of the Tensor2Tensor plugin
-	$(T2T)/bin/python -m pytest tests/t2t_problems --numprocesses 2 --dist loadfile
+	$(T2T)/bin/python -m pytest tests/t2t_problems --numprocesses 2 $(BY_FILE)
 
 test-t2t-tf1: $(TF1_STAMP)  ## the same on TensorFlow 1.15
 	$(TF1)/bin/python -m pytest tests/t2t_problems --numprocesses 2 --dist loadfile
 
 test-xla: $(XLA_STAMP)  ## the tests of fairseq on torch-xla, on its CPU device
-	$(XLA)/bin/python -m pytest tests/xla --numprocesses 2 --dist loadfile
+	$(XLA)/bin/python -m pytest tests/xla --numprocesses 2 $(BY_FILE)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check
