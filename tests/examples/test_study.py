@@ -387,10 +387,9 @@ def test_killed_anywhere_it_comes_to_the_same_figures(own, tmp_path):
     assert measured(tmp_path / "out" / "results") == measured(tmp_path / "whole" / "results")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_end_it_ends_with_all_that_it_started(own, tmp_path, number):
-    """Alone, as by `kill`: a terminal's Ctrl-C goes to its children too."""
+@pytest.fixture
+def training(own, tmp_path):
+    """A study in whose folder `out` a model is trained; and what it has started, as soon as it does."""
     process = subprocess.Popen(
         command([*own, "budget=300s"], "--experiment", "depth"),
         stdout=subprocess.DEVNULL,
@@ -400,34 +399,40 @@ def test_asked_to_end_it_ends_with_all_that_it_started(own, tmp_path, number):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as of `&` in a script
     )
-    wait_for(lambda: list((tmp_path / "out").glob("pretrain/*/run.jsonl")), process)
-    children = psutil.Process(process.pid).children(recursive=True)
+    started = []
+    try:
+        wait_for(lambda: list((tmp_path / "out").glob("pretrain/*/run.jsonl")), process)
+        started = psutil.Process(process.pid).children(recursive=True)
+        yield process, started
+    finally:
+        for each in [*started, process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_it_ends_with_all_that_it_started(training, tmp_path, number):
+    """Alone, as by `kill`: a terminal's Ctrl-C goes to its children too."""
+    process, started = training
     process.send_signal(number)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "run the same command again" in said
-    assert not any(child.is_running() for child in children)
+    assert not any(each.is_running() for each in started)
     for log in (tmp_path / "out").glob("pretrain/*/run.jsonl"):
         assert "SIGTERM" in log.read_text()
 
 
 @pytest.mark.slow
-def test_where_only_the_study_was_killed_there_is_no_second_one(own, tmp_path):
-    process = subprocess.Popen(
-        command([*own, "budget=300s"], "--experiment", "depth"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-    )
-    wait_for(lambda: list((tmp_path / "out").glob("pretrain/*/run.jsonl")), process)
-    [snakemake, *_] = psutil.Process(process.pid).children()
+def test_where_only_the_study_was_killed_there_is_no_second_one(own, training):
+    process, (snakemake, *_) = training
     process.kill()
     process.wait()
-    try:
-        assert "a study is going on" in study(own, "--experiment", "depth", status=2)
-    finally:
-        os.killpg(snakemake.pid, signal.SIGINT)
-        snakemake.wait(120)
+    assert "a study is going on" in study(own, "--experiment", "depth", status=2)
+    os.killpg(snakemake.pid, signal.SIGINT)
+    snakemake.wait(600)
     assert "a study" not in study(own, "--experiment", "depth", "--report-only")
 
 
@@ -445,7 +450,7 @@ def kill_all_but_the_training(pid: int) -> list[psutil.Process]:
 
 
 def wait_for(happens, process) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         if happens():
             return
         assert process.poll() is None, "the study ended before it could be killed"
