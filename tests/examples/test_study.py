@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import about
 import experiments
@@ -483,16 +484,17 @@ def test_a_cluster_is_told_how_many_jobs_at_a_time(own, tmp_path, monkeypatch):
     """An executor of a cluster does nothing without --jobs; --cores is for this machine."""
     settings = experiments.load(MINIATURE, own)
     started = []
-    monkeypatch.setattr(study_program.subprocess, "Popen", lambda words: started.append(words) or Ended())
+    monkeypatch.setattr(study_program, "started", lambda words, *_, **__: started.append(words) or ended())
     options = study_program._parser().parse_args(["--jobs", "50", "--", "--executor", "slurm"])
-    study_program._run_jobs(settings, ["depth"], tmp_path, options)
+    study_program._run_jobs(settings, ["depth"], tmp_path, options, lock=0)
     (words,) = started
     assert [words[words.index(flag) + 1] for flag in ("--jobs", "--cores", "--executor")] == ["50", "50", "slurm"]
 
 
-class Ended:
-    def wait(self) -> int:
-        return 0
+@contextlib.contextmanager
+def ended():
+    """What `processes.started` gives, of a process that came to its end."""
+    yield SimpleNamespace(wait=lambda: 0), []
 
 
 @pytest.mark.parametrize(
