@@ -134,7 +134,10 @@ docs: $(SITE_STAMP)  ## the documentation's site, in runs/site
 # Whole files to a core, in the order of tests/conftest.py.
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
-test: $(STAMP) lint docs test-t2t test-xla $(if $(PYTHON37),test-t2t-tf1)  ## lint, types, the docs and every test, those of TensorFlow 1 where there is a Python 3.7
+# Environments first, and two at a time: pip and the compiler keep one core busy each.
+test:  ## lint, types, the docs and every test, those of TensorFlow 1 where there is a Python 3.7
+	@$(MAKE) --no-print-directory --jobs 2 $(STAMP) $(XLA_STAMP) $(T2T_STAMP) $(if $(PYTHON37),$(TF1_STAMP)) $(SITE_STAMP)
+	@$(MAKE) --no-print-directory lint docs test-t2t test-xla $(if $(PYTHON37),test-t2t-tf1)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(BY_FILE)
 
 test-t2t: $(T2T_STAMP)  ## the tests of the Tensor2Tensor plugin

@@ -225,8 +225,9 @@ def test_masked_words() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
-@pytest.mark.parametrize(("layers", "hidden"), [(6, 512), (12, 768)])
+@pytest.mark.parametrize(
+    ("layers", "hidden", "bits"), [*((6, 512, bits) for bits in range(2, 9)), *((12, 768, bits) for bits in (4, 6, 8))]
+)
 def test_resident_weights_are_k_bits_and_3_per_cent(layers: int, hidden: int, bits: int) -> None:
     shapes = {
         "embed_tokens": (50265, hidden),

@@ -283,8 +283,10 @@ def _mix(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def _mixed_in(precision: str) -> torch.dtype:
-    """Of attention: bfloat16, if the CPU has it, where the maps around it are no more precise."""
-    return torch.bfloat16 if precision != FLOAT32 and kernels.supported(BFLOAT16) else torch.float32
+    """Of attention: bfloat16 where the maps around it are no more precise and the CPU has AMX. Without that, PyTorch's
+    attention in bfloat16 takes 1.1 to 1.2 times as long as in float32 (128 tokens, an EPYC with AVX512-BF16)."""
+    amx = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+    return torch.bfloat16 if precision != FLOAT32 and amx and kernels.supported(BFLOAT16) else torch.float32
 
 
 def _feed_forward(network: Network, layer: Layer, x: Tensor, precision: str, cores: int) -> Tensor:
