@@ -31,6 +31,7 @@ from fairseq_plugins.run import (
     do_not_train,
     encoder_size,
     fail,
+    layer_shapes,
     root_config,
     shape_facts,
     stop_after_this_update,
@@ -396,7 +397,13 @@ class BudgetedRun:
                 fail(
                     f"--seconds-per-update {given}: a table is of masked language models; give the seconds as a number."
                 )
-            return seconds_per_update(Path(given), encoder_size(self.root.model), batch, length)
+            size = encoder_size(self.root.model)
+            if set(layer_shapes(self.root.model)) != {(size.heads, size.ffn)}:
+                fail(
+                    f"--seconds-per-update {given}: a table has no models with --layer-heads or --layer-ffn; give the "
+                    "seconds as a number."
+                )
+            return seconds_per_update(Path(given), size, batch, length)
 
     def _facts(self) -> dict[str, Any]:
         """What the log's reader wants to know of the run."""

@@ -191,6 +191,9 @@ def test_the_calibrated_clock_reads_the_table_of_time_steps(text, tmp_path, cloc
     assert lines[-1]["updates"] == 5
     with pytest.raises(SystemExit, match=r"steps\.csv"):  # no row for updates of 4 sequences
         run(text, *MLM, *flags, save_dir=tmp_path / "other")
+    shrunk = ["--encoder-layers", "2", "--layer-ffn", "7,64"]
+    with pytest.raises(SystemExit, match=r"steps\.csv: a table has no models with --layer-heads or --layer-ffn"):
+        run(text, *MLM, *flags, *shrunk, save_dir=tmp_path / "shrunk")
 
 
 def test_the_learning_rate_rises_and_falls_over_the_budget(text, tmp_path, clock):
