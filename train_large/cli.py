@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from train_large import __version__
 from train_large.errors import UserError
+from train_large.sizes import HEAD_WIDTH
 
 if TYPE_CHECKING:
     from train_large.compression.conversion import Method
@@ -203,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--pilot", help="run pilots of --sizes first, for so long each, such as 5m; needs --data and --out"
     )
+    sub.add_argument("--head-width", type=int, default=HEAD_WIDTH, help="dimensions of an attention head of the pilots")
     sub.add_argument("--data", type=Path, help="fairseq's data for the pilots (a data-bin)")
     sub.add_argument("--out", type=Path, help="folder for the pilots; those that are done there are not run again")
     sub.add_argument("--user-dir", type=Path, default=Path("fairseq_plugins"), help="this project's plugin")
@@ -229,7 +231,9 @@ def _method_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--target-error", type=float, metavar="E", help="instead of --bits: |w - w'| / |w|, in the fewest bytes"
     )
-    sub.add_argument("--target-bytes", metavar="SIZE", help="instead of --bits: the packed file's size, such as 2MB")
+    sub.add_argument(
+        "--target-bytes", metavar="SIZE", help="instead of --bits: the packed file's size, such as 2MB; of pack only"
+    )
     sub.add_argument(
         "--trellis",
         action="store_true",
@@ -453,7 +457,13 @@ def _plan(options: argparse.Namespace) -> None:
     from train_large.report.units import parse_bytes
     from train_large.sizes import Size
 
-    sizes = [Size.parse(name.strip()) for name in options.sizes.split(",") if name.strip()]
+    if options.head_width < 1:
+        raise UserError(f"--head-width {options.head_width}: give the dimensions of a head, 1 at least.")
+    # Of sizes without a pilot the planner makes the heads as wide as the nearest pilot's: here any width will do.
+    width = options.head_width if options.pilot else 1
+    sizes = [Size.parse(name.strip(), width) for name in options.sizes.split(",") if name.strip()]
+    if options.figure:
+        planner.check_picture(options.figure)
     seconds = parse_duration(options.budget, "--budget") if options.budget else None
     limit = parse_bytes(options.memory_limit) if options.memory_limit else None
     study = planner.read_study(options.study) if options.study else None
@@ -467,15 +477,15 @@ def _plan(options: argparse.Namespace) -> None:
         runs += pilots.run_pilots(recipe, sizes, options.out, say=lambda line: print(line, file=sys.stderr))
     elif options.extra or options.data or options.out:
         raise UserError("--data, --out and flags behind -- are for pilots: add --pilot and how long each may take.")
+    found: list[planner.Plan | planner.HoldOut] = []
     if options.hold_out:
-        held = planner.hold_out(runs, options.hold_out)
-        print(planner.as_json(held) if options.json else planner.describe_hold_out(held))
+        found.append(planner.hold_out(runs, options.hold_out))
     if seconds is not None:
-        found = planner.plan(runs, seconds, limit, candidates=sizes, study=study, positions=options.max_positions)
-        print(planner.as_json(found) if options.json else planner.describe(found))
-        if options.figure:
-            planner.draw(runs, seconds, options.figure, sizes)
-            print(f"wrote {options.figure}", file=sys.stderr)
+        found.append(planner.plan(runs, seconds, limit, candidates=sizes, study=study, positions=options.max_positions))
+    print(planner.as_json(*found) if options.json else "\n".join(map(planner.told, found)))
+    if options.figure and seconds is not None:
+        planner.draw(runs, seconds, options.figure, sizes)
+        print(f"wrote {options.figure}", file=sys.stderr)
 
 
 def _doctor(options: argparse.Namespace) -> int:

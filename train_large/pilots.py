@@ -37,6 +37,7 @@ _OURS = (
     *("--save-dir", "--restore-file", "--reset-optimizer", "--max-update", "--budget", "--arch", "-a", "--no-save"),
     *("--encoder-layers", "--encoder-embed-dim", "--encoder-ffn-embed-dim", "--encoder-attention-heads"),
     *("--save-interval-updates", "--keep-interval-updates", "--disable-validation"),
+    *("--max-epoch", "--stop-time-hours", "--target-ppl"),
 )
 _BATCH = ("--batch-size", "--max-sentences", "--max-tokens")
 _INTERVAL = "--validate-interval-updates"
@@ -76,11 +77,12 @@ def run_pilots(recipe: Recipe, sizes: Sequence[Size], out: Path, say: Callable[[
 
 
 def is_done(folder: Path) -> bool:
-    """Whether a run in this folder has come to its end."""
+    """Whether a run in this folder has come to the end of its budget."""
     log = folder / runlog.NAME
     if not log.exists():
         return False
-    return runlog.is_finished(runlog.read(str(log)))
+    last = runlog.read(str(log))[-1:]
+    return bool(last) and last[0]["kind"] == "stop" and last[0].get("reason") == "budget"
 
 
 def command(recipe: Recipe, size: Size, folder: Path) -> list[str]:

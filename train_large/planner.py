@@ -1,9 +1,10 @@
 """What to train: for a budget of seconds and a limit of bytes at inference, the size, how long, and how to compress it.
 
-`plan` reads the run logs of pilots, fits train_large.scaling's law, and goes through the candidates: the pilots' sizes,
-one size beyond their largest, and any that are asked for. Bytes are those of train_large.compression.storage, or of
-the files of a study where it has measured that size. What compression costs in quality is known only from such a study
-(the demo's results.json); without one, the mildest compression that fits is chosen and its cost said to be unknown.
+`plan` reads the run logs of pilots, fits train_large.scaling's law, and goes through the candidates: the pilots' sizes
+and any that are asked for, or else one size beyond the largest pilot. Bytes are those of
+train_large.compression.storage, or of the files of a study where it has measured that size. What compression costs in
+quality is known only from such a study (the demo's results.json); without one, the mildest compression that fits is
+chosen and its cost said to be unknown.
 """
 
 from __future__ import annotations
@@ -151,8 +152,9 @@ def plan(
 ) -> Plan:
     """What to train for so many seconds (on the clock of the logs) and to store in so many bytes.
 
-    `candidates` are sizes to consider beside the pilots' and the one beyond them. `study` is a results.json with
-    compressed models of the same data; `positions` the model's `--max-positions` (default: the sequence length).
+    `candidates` are sizes to consider beside the pilots'; without any, it is one beyond the largest. `study` is a
+    results.json with compressed models of the same data; `positions` the model's `--max-positions` (default: the
+    sequence length).
     Raises UserError: no log, logs that do not compare, fewer than two sizes, a budget shorter than any pilot's first
     validation, a limit below any size.
     """
@@ -170,6 +172,8 @@ def plan_from(
     draws: int = scaling.DRAWS,
 ) -> Plan:
     """As `plan`, of logs that have been read."""
+    if positions is not None and positions < 1:
+        raise UserError(f"--max-positions {positions}: give the positions of the model, 1 at least.")
     first = min(pilot.seconds[0] for pilot in pilots)
     if not budget_seconds >= first:
         raise UserError(
@@ -211,7 +215,7 @@ def plan_from(
         larger=options[at + 1] if at + 1 < len(options) else None,
         options=options,
         law=law.describe(),
-        caveats=tuple(_caveats(pilots, law, pick, options, budget_seconds, study)),
+        caveats=tuple(_caveats(pilots, law, pick, options, budget_seconds, limit_bytes, study)),
     )
 
 
@@ -347,6 +351,7 @@ def _caveats(
     pick: Option,
     options: Sequence[Option],
     budget: float,
+    limit: int | None,
     study: Results | None,
 ) -> list[str]:
     said = []
@@ -374,7 +379,11 @@ def _caveats(
     close = [
         option.size
         for option in options
-        if option is not pick and option.logged and option.perplexity <= pick.interval[1] and not option.on_plateau
+        if option is not pick
+        and option.logged
+        and not option.on_plateau
+        and (limit is None or option.compression is not None)
+        and pick.interval[0] <= option.perplexity <= pick.interval[1]
     ]
     if close:
         said.append(f"cannot be told apart from {pick.size} in perplexity: {', '.join(close)}")
@@ -604,9 +613,22 @@ def _range(interval: Interval) -> str:
     return " to ".join(map(format_perplexity, interval))
 
 
-def as_json(found: Plan | HoldOut) -> str:
-    """It as a JSON object, with a line's end."""
-    return json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) + "\n"
+def as_json(*found: Plan | HoldOut) -> str:
+    """It as a JSON object with a line's end; of both, an object that has them as `plan` and `hold_out`."""
+    values = {"plan" if isinstance(each, Plan) else "hold_out": dataclasses.asdict(each) for each in found}
+    shown = values if len(values) > 1 else next(iter(values.values()))
+    return json.dumps(shown, indent=1, allow_nan=False) + "\n"
+
+
+def told(found: Plan | HoldOut) -> str:
+    """It in a few lines, for a terminal."""
+    return describe(found) if isinstance(found, Plan) else describe_hold_out(found)
+
+
+def check_picture(path: Path) -> None:
+    """Raise UserError for a name that is no picture's."""
+    if path.suffix.lstrip(".").lower() not in PICTURES:
+        raise UserError(f"{path}: give a name that ends in {', '.join('.' + each for each in PICTURES)}.")
 
 
 def draw(
@@ -630,9 +652,7 @@ def draw(
     from train_large.files import whole
     from train_large.report.drawing import palette, round_ticks
 
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in PICTURES:
-        raise UserError(f"{path}: give a name that ends in {', '.join('.' + each for each in PICTURES)}.")
+    check_picture(path)
     pilots = scaling.read_pilots(logs)
     law = scaling.fit(pilots, draws)
     parts = scaling.sort_pilots(pilots)
@@ -669,4 +689,4 @@ def draw(
         axis.set_axisbelow(True)
         axis.legend(frameon=False, title="lines: at the end of a run\npoints: on the way", title_fontsize=8, fontsize=8)
         with whole(path) as aside:
-            figure.savefig(aside, format=kind, dpi=150)
+            figure.savefig(aside, format=path.suffix.lstrip(".").lower(), dpi=150)

@@ -24,6 +24,7 @@ what hold-outs of real runs were found to err there (`FARTHER_DEVIATION`).
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -161,6 +162,11 @@ def _read_one(path: Path) -> Pilot:
         ) from None
     clock = str(facts.get("budget_clock", "train"))
     valid = _validations(lines)
+    if any(line["kind"] == "valid" and "loss" in line and not _is_finite(line["loss"]) for line in lines):
+        raise UserError(
+            f"{path} is of a run that diverged, with a validation without a finite perplexity: leave it out, or run it "
+            "at a lower rate."
+        )
     if not valid:
         raise UserError(
             f"{path} has no validation: the run was shorter than its first; run it for longer or validate more often."
@@ -206,6 +212,11 @@ def _read_one(path: Path) -> Pilot:
         learned=learned,
         rate=rate,
     )
+
+
+def _is_finite(loss: float | None) -> bool:
+    """Whether a loss, which the log has as null if it is not a number, has an exponential."""
+    return loss is not None and loss < math.log(sys.float_info.max)
 
 
 def _validations(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -323,8 +334,8 @@ class Law:
     residual: float
     """root mean square of log loss, of the points fitted"""
     run_deviation: float
-    farthest: dict[Size, float]
-    """T at the end of the longest run of each size, waiting ones too"""
+    farthest: dict[int, float]
+    """T at the end of the longest run by N, waiting ones too"""
     points: int
     """how many validations were fitted"""
 
@@ -345,10 +356,17 @@ class Law:
         if ceiling is not None:
             values = np.where(t <= shift[:, None], ceiling, np.minimum(values, ceiling))
         if noise:
-            reached = self.farthest.get(size, max(self.farthest.values()))
+            reached = self._reached(parameters)
             beyond = FARTHER_DEVIATION * np.log(np.maximum(t / reached, 1.0))
             values = values * np.exp(np.hypot(self.run_deviation, beyond) * generator.standard_normal((count, 1)))
         return values
+
+    def _reached(self, parameters: int) -> float:
+        """The T from which on losses of this N are extrapolated: between the runs' in the logarithms. A larger model
+        comes less far in the time of the largest that was run, in inverse proportion to N."""
+        known = sorted(self.farthest)
+        near = math.exp(np.interp(math.log(parameters), np.log(known), np.log([self.farthest[n] for n in known])))
+        return near * min(1.0, known[-1] / parameters)
 
     def on_plateau(self, parameters: int, tokens: float) -> bool:
         """Whether a run of so many tokens is likely to end on the plateau."""
@@ -443,10 +461,10 @@ def sort_pilots(pilots: Sequence[Pilot]) -> Sorted:
 
 def fit(pilots: Sequence[Pilot], draws: int = DRAWS, seed: int = 0) -> Law:
     """The law of these pilots. Raises UserError for fewer than two sizes, or where all are still on the plateau."""
-    if len({pilot.size for pilot in pilots}) < 2:
+    if len({pilot.parameters for pilot in pilots}) < 2:
         raise UserError(
-            f"all logs are of the size {pilots[0].size.name}: the loss of other sizes cannot be told from one; give "
-            "the logs of two sizes or more."
+            f"all logs are of the size {pilots[0].size.name}, or of as many parameters: the loss of other sizes cannot "
+            "be told from one; give the logs of two sizes or more."
         )
     parts = sort_pilots(pilots)
     if not parts.fitted:
@@ -486,7 +504,7 @@ def fit(pilots: Sequence[Pilot], draws: int = DRAWS, seed: int = 0) -> Law:
             for p in parts.waiting
             if p.parameters not in known
         },
-        farthest={p.size: max(q.learned[-1] for q in pilots if q.size == p.size) for p in pilots},
+        farthest={p.parameters: max(q.learned[-1] for q in pilots if q.parameters == p.parameters) for p in pilots},
         residual=residual,
         run_deviation=run_deviation,
         points=len(data.run),

@@ -25,9 +25,9 @@ def default_ffn(hidden: int) -> int:
     return 4 * hidden
 
 
-def default_heads(hidden: int) -> int:
-    """One attention head for every 64 dimensions, at least one."""
-    return max(1, hidden // HEAD_WIDTH)
+def default_heads(hidden: int, width: int = HEAD_WIDTH) -> int:
+    """One attention head for every `width` dimensions, at least one."""
+    return max(1, hidden // width)
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,21 @@ class Size:
         return f"{self.layers}l_{self.hidden}h"
 
     @classmethod
-    def parse(cls, name: str) -> Size:
-        """The size called `name`, such as `12l_768h`; UserError if it is no such name."""
+    def parse(cls, name: str, head_width: int = HEAD_WIDTH) -> Size:
+        """The size called `name`, such as `12l_768h`, with heads of `head_width`; UserError if it is no such name."""
         match = re.fullmatch(r"([0-9]+)l_([0-9]+)h", name)
         if match is None:
             raise UserError(f"'{name}' is not a size; write layers and hidden size as in 12l_768h.")
-        return cls(int(match.group(1)), int(match.group(2)))
+        layers, hidden = map(int, match.groups())
+        return cls(layers, hidden, heads=default_heads(hidden, head_width))
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in a list such as `2l_64h,3l_128h`, each once. UserError where there is none."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise UserError("--sizes: give at least one size, such as 2l_64h.")
+    return names
 
 
 ROBERTA = tuple(Size(layers, hidden) for layers in (3, 6, 12, 18, 24) for hidden in (256, 512, 768, 1024, 1536))

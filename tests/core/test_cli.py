@@ -75,6 +75,23 @@ def test_plan_answers_for_a_terminal_in_json_and_as_a_picture(tmp_path, capsys):
     assert (tmp_path / "plan.svg").read_text().count("<svg")
     assert cli.main(["plan", *map(str, runs), "--hold-out", "size"]) == 0
     assert "predicted" in capsys.readouterr().out
+    assert cli.main([*words, "--hold-out", "size", "--json"]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both["plan"] == found
+    assert both["hold_out"]["best"]
+
+
+def test_plan_looks_at_its_flags_before_it_runs_pilots(tmp_path, capsys):
+    words = ["plan", "--budget", "1h", "--pilot", "5m", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    words += ["--sizes", "2l_208h,2l_48h"]
+    assert cli.main([*words, "--head-width", "16", "--figure", "x.gif"]) == 2
+    assert "x.gif: give a name that ends in .png" in capsys.readouterr().err
+    assert cli.main([*words, "--head-width", "0"]) == 2
+    assert "--head-width 0: give" in capsys.readouterr().err
+    assert cli.main(words) == 2  # heads of 64
+    assert "208 does not divide" in capsys.readouterr().err
+    assert cli.main([*words, "--head-width", "16"]) == 2
+    assert "no dict.txt there" in capsys.readouterr().err
 
 
 def test_quantize_writes_a_checkpoint_and_says_what_it_takes(tmp_path, capsys):

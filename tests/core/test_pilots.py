@@ -109,6 +109,15 @@ def test_what_is_done_is_not_run_again(recipe):
     assert len(told(recipe)) == before + 1
 
 
+@pytest.mark.parametrize("reason", ["ended", "target_ppl", "max_update", "SIGTERM"])
+def test_only_a_whole_budget_is_done(tmp_path, reason):
+    counters = dict.fromkeys(runlog.COUNTERS, 1)
+    runlog.append(tmp_path / runlog.NAME, "stop", counters, reason=reason)
+    assert not is_done(tmp_path)
+    runlog.append(tmp_path / runlog.NAME, "stop", counters, reason="budget")
+    assert is_done(tmp_path)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_killed_pilot_goes_on(recipe, tmp_path, monkeypatch, sent):
     """A signal to the one who runs the pilots: the run saves itself, and takes its budget up where it was."""
@@ -200,6 +209,7 @@ def test_the_users_flags_come_last():
         ({"extra": ("--batch-size", "8")}, "-- --lr 0.001"),
         ({"extra": ("--lr", "1")}, "-- --batch-size 32"),
         ({"extra": (*FLAGS, "--budget=5m")}, "--budget behind -- is set by"),
+        ({"extra": (*FLAGS, "--max-epoch", "1")}, "--max-epoch behind -- is set by"),
         ({"extra": (*FLAGS, "--validate-interval-updates", "x")}, "--validate-interval-updates x: give"),
         ({"budget": "soon"}, "--pilot 'soon'"),
         ({"data": Path("nowhere")}, "nowhere: no dict.txt"),

@@ -102,6 +102,26 @@ def test_sizes_that_are_asked_for(logs):
     assert option.interval[0] < TRUTH.at(Size(3, 96, heads=6), 450) < option.interval[1]
 
 
+def test_what_cannot_be_told_apart_lies_within_the_interval_and_fits(logs):
+    free, limited = plan(logs, 450), plan(logs, 450, 60_000)
+    assert limited.pick.size == "2l_32h"
+    assert limited.pick.interval[0] > free.pick.perplexity  # which is better by far, but does not fit
+    for made in (free, limited):
+        [said] = [caveat for caveat in made.caveats if "told apart" in caveat] or [""]
+        named = set(filter(None, said.rpartition(": ")[2].split(", ")))
+        low, high = made.pick.interval
+        candidates = [option for option in made.options if option.logged and option != made.pick]
+        if made is limited:
+            candidates = [option for option in candidates if option.compression is not None]
+        assert named == {option.size for option in candidates if low <= option.perplexity <= high}
+
+
+def test_positions_that_cannot_be(logs):
+    for positions in (0, -900):
+        with pytest.raises(UserError, match=f"--max-positions {positions}: give"):
+            plan(logs, 450, 200_000, positions=positions)
+
+
 def test_a_limit_makes_the_model_smaller_or_compressed(logs):
     free = plan(logs, 1500)
     whole = 4 * free.pick.parameters

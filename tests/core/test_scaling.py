@@ -68,6 +68,16 @@ def test_intervals_widen_with_the_distance(tmp_path):
     assert math.log(unseen[2] / unseen[0]) > 1.5 * math.log(near[2] / near[0])
 
 
+@pytest.mark.parametrize("size", [Size(4, 160, heads=10), Size(4, 384, heads=24)])
+def test_of_a_size_without_a_pilot_no_more_is_known_than_of_its_neighbours(tmp_path, size):
+    """Small models' runs have many more tokens, beyond which large ones' seldom come."""
+    law = fit(read_pilots(write_logs(tmp_path, Truth())))
+    low, _, high = perplexities(law, size, 3600 / seconds_per_token(size))
+    for pilot in SIZES[2:]:
+        least, _, most = perplexities(law, pilot, 3600 / seconds_per_token(pilot))
+        assert math.log(high / low) > 0.9 * math.log(most / least)
+
+
 def test_the_plateau_is_left_out(tmp_path):
     """Those who have left it are fitted from there on, and give their later loss; one that has not is not fitted."""
     truth = Truth(leave=1.6e8, plateau=4.8)
@@ -201,8 +211,11 @@ def test_twice_the_same(tmp_path):
 
 def test_one_size_is_not_enough(tmp_path):
     logs = [write_log(tmp_path / name, SIZES[0], Truth()) for name in "ab"]
-    with pytest.raises(UserError, match="2l_32h: .* two sizes or more"):
+    with pytest.raises(UserError, match="2l_32h, .* two sizes or more"):
         fit(read_pilots(logs))
+    other_heads = write_log(tmp_path / "c", Size(2, 32, heads=1), Truth())
+    with pytest.raises(UserError, match="as many parameters.* two sizes or more"):
+        fit(read_pilots([*logs, other_heads]))
 
 
 @pytest.mark.parametrize(
@@ -220,6 +233,16 @@ def test_one_size_is_not_enough(tmp_path):
 def test_logs_of_different_kinds(tmp_path, facts, what):
     logs = [write_log(tmp_path / "a", SIZES[0], Truth()), write_log(tmp_path / "b", SIZES[1], Truth(), **facts)]
     with pytest.raises(UserError, match=f"differ in their {what}.*plan from one of the two"):
+        read_pilots(logs)
+
+
+@pytest.mark.parametrize("loss", [None, 900.0])
+def test_a_run_that_diverged(tmp_path, loss):
+    logs = write_logs(tmp_path, Truth(), SIZES[:2])
+    log = logs[0] / runlog.NAME
+    last = runlog.read(log)[-1]
+    runlog.append(log, "valid", last, subset="valid", loss=loss, perplexity=None)
+    with pytest.raises(UserError, match=r"2l_32h/run\.jsonl is of a run that diverged.* leave it out"):
         read_pilots(logs)
 
 

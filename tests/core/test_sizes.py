@@ -14,6 +14,7 @@ from train_large.sizes import (
     parameters,
     parameters_without_embeddings,
     size_rows,
+    split_names,
     translation_parameters,
 )
 
@@ -120,3 +121,16 @@ def test_rows_put_it_together():
     assert 0.69 < large.flops_per_update / (6 * large.parameters * 128 * 8192) < 0.76
     with pytest.raises(UserError, match="vocabulary"):
         size_rows([Size(3, 768)], vocabulary=0, length=128, batch=8192)
+
+
+def test_names_are_split_and_each_is_there_once():
+    assert split_names("2l_64h, 3l_128h,2l_64h,") == ("2l_64h", "3l_128h")
+    with pytest.raises(UserError, match="--sizes: give at least one size"):
+        split_names(" , ")
+
+
+def test_heads_are_as_wide_as_they_are_asked_for():
+    assert Size.parse("2l_208h", 16).heads == 13
+    assert Size.parse("2l_8h", 16).heads == 1
+    with pytest.raises(UserError, match="208 does not divide into 3"):
+        Size.parse("2l_208h")
