@@ -54,6 +54,12 @@ def test_what_only_one_has_measured_is_left_out(results, tmp_path):
     assert "again: not measured whole" in agreement.told(list(found.values()))
 
 
+def test_of_one_seed_there_is_no_interval_to_lie_in(results, tmp_path):
+    one = study_results.write(tmp_path, seeds=(1,))
+    assert agreement.compare(one, results) == []
+    assert "no comparison of the first study" in agreement.told([])
+
+
 def test_a_study_of_fewer_seeds_is_not_whole(results, tmp_path):
     repeated = agreement.compare(results, study_results.write(tmp_path, seeds=(1,)))
     assert repeated

@@ -506,6 +506,7 @@ def ended():
         (("--experiment", "depth"), ["step_times=nowhere.csv"], "nowhere.csv"),
         (("--config", "nowhere.yaml"), [], "nowhere.yaml"),
         (("--against", "nowhere"), [], "--against nowhere"),
+        (("--against", "docs/results"), [], "--against docs/results"),
     ],
 )
 def test_bad_flags_are_one_sentence(own, flags, changes, named):

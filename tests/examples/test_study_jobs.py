@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import about
 import experiments
 import gather
 import job
@@ -107,8 +108,11 @@ def times_run(folder: Path) -> int:
 def test_other_settings_begin_anew(one):
     folder, run = one
     run()
+    assert job.noted(folder) == about.here()
+    (folder / job.FINISHED).write_text('{"machine": "another"}')
     run()
     assert times_run(folder) == 1
+    assert job.noted(folder) == {"machine": "another"}
     (folder / "checkpoint").touch()
     run("text.vocabulary=500")
     assert times_run(folder) == 1, "of the log before nothing is left"

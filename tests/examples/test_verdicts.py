@@ -185,6 +185,17 @@ def test_a_claim_whose_levels_were_not_measured_is_not_told(tmp_path, has, lacki
     assert {claim for claim in OF_ACCURACY if words[claim] == "not measured"} == lacking
 
 
+def test_of_several_finetunings_the_best_is_judged(tmp_path):
+    """A worse rate, whose rows come last in the file, changes no verdict."""
+    study_results.write(tmp_path / "one", "compression")
+    rows = measurements.read(tmp_path / "one" / "compression", Accuracy)
+    worse = [replace(row, finetune_rate=9.0, accuracy=row.accuracy / 2 if row.bits == 32 else 0.01) for row in rows]
+    errors = measurements.read(tmp_path / "one" / "compression", Error)
+    measurements.write([*rows, *worse, *errors], tmp_path / "two" / "compression")
+    assert len(measurements.read(tmp_path / "two" / "compression", Accuracy)) == 2 * len(rows)
+    assert verdicts.judge(tmp_path / "one") == verdicts.judge(tmp_path / "two")
+
+
 def test_a_size_not_yet_finetuned_from_the_end_is_left_out(tmp_path):
     rows = study_results.rows("convergence")
     sizes = [row.size for row in rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +19,17 @@ from train_large.machine import processor
 NAME = "about.csv"
 
 
-def facts(settings: DictConfig, finished: float) -> dict[str, str]:
-    """What to say of measurements on this machine, the last of which was done at `finished`, in seconds since 1970."""
+def here() -> dict[str, str]:
+    """What a job notes when it has come to its end: the machine that it ran on, and with which software."""
+    return {
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "software": f"torch {version('torch')}, fairseq {version('fairseq-fixed')}",
+    }
+
+
+def facts(settings: DictConfig, noted: Sequence[Mapping[str, str]], finished: float) -> dict[str, str]:
+    """What to say of measurements whose jobs have `noted` where they ran, the last of which was done at `finished`, in
+    seconds since 1970."""
     text = ", ".join(Path(path).name for path in settings.text.files) or "WikiText-2"
     task = Path(settings.task.source).name if settings.task.source else "movie-review sentences"
     timed_on = sorted({row["processor"] for row in experiments.read_step_times(ROOT / str(settings.step_times))})
@@ -31,8 +40,7 @@ def facts(settings: DictConfig, finished: float) -> dict[str, str]:
         "seconds per update": f"measured on {', '.join(timed_on)}"
         if timed_on
         else f"{settings.step_times} for all alike",
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "software": f"torch {version('torch')}, fairseq {version('fairseq-fixed')}",
+        **{key: "; ".join(sorted({note.get(key, "not noted") for note in noted})) for key in ("machine", "software")},
         "seeds": ", ".join(map(str, settings.seeds)),
         "date": datetime.fromtimestamp(finished, UTC).date().isoformat(),
     }

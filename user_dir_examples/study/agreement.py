@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from verdicts import Comparison, judge
+from verdicts import LEAST_SEEDS, Comparison, judge
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class Repeated:
 
 
 def compare(first: Path, again: Path) -> list[Repeated]:
-    """The claims of which both studies' results have comparisons of the same."""
+    """The claims of which both studies' results have comparisons of the same, the first of enough seeds for an
+    interval."""
     found = []
     for one, other in zip(judge(first), judge(again), strict=True):
         theirs = {comparison.what: comparison for comparison in other.comparisons}
-        pairs = tuple((c, theirs[c.what]) for c in one.comparisons if c.what in theirs)
+        told = [c for c in one.comparisons if len(c.values) >= LEAST_SEEDS]
+        pairs = tuple((c, theirs[c.what]) for c in told if c.what in theirs)
         if pairs:
             complete = len(pairs) == len(one.comparisons) == len(other.comparisons)
             complete = complete and all(len(c.values) == len(repeated.values) for c, repeated in pairs)
@@ -43,6 +45,8 @@ def inside(first: Comparison, again: Comparison) -> bool:
 
 def told(repeated: Sequence[Repeated]) -> str:
     """All of it in words: a line for each comparison, and how many are reproduced."""
+    if not repeated:
+        return f"no comparison of the first study, over {LEAST_SEEDS} seeds or more, has been measured again"
     lines = []
     for claim in repeated:
         was, now = claim.verdicts

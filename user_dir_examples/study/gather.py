@@ -29,8 +29,9 @@ def gather(settings: DictConfig, names: Sequence[str], results: Path) -> dict[st
         rows = [row for path in plan if path in done for row in rows_of(settings, name, plan[path].work)]
         measurements.write(rows, results / name)
         if rows:
-            last = max((jobs.study_folder(settings) / path / job.DONE).stat().st_mtime for path in done)
-            about.write(about.facts(settings, last), results / name)
+            folders = [jobs.study_folder(settings) / path for path in done]
+            last = max((folder / job.DONE).stat().st_mtime for folder in folders)
+            about.write(about.facts(settings, [job.noted(folder) for folder in folders], last), results / name)
         if len(done) < len(plan):
             missing[name] = sorted(set(plan) - done)
     return missing

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import about
 import experiments
 import jobs
 from omegaconf import DictConfig
@@ -25,6 +26,7 @@ from train_large.files import whole
 
 MADE = "made.json"  # from what a folder was made: settings, and the same of every input
 DONE = "done"  # what the workflow looks for
+FINISHED = ".finished"  # where its process came to its end (`about.here`)
 LOG = "log.txt"
 
 
@@ -54,10 +56,11 @@ def run(settings: DictConfig, job: jobs.Job) -> None:
             folder.mkdir()
             with whole(folder / MADE) as aside:
                 aside.write_text(made)
-        finished = folder / ".finished"
+        finished = folder / FINISHED
         if not finished.exists():
             _execute(jobs.command(settings, job.work), folder / LOG, lock.fileno(), job.path)
-            finished.touch()
+            with whole(finished) as aside:
+                aside.write_text(json.dumps(about.here()) + "\n")
     (folder / DONE).touch()
 
 
@@ -67,6 +70,12 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
     shutil.rmtree(aside)
+
+
+def noted(folder: Path) -> dict[str, str]:
+    """Where the job in this folder ran; empty where nothing says so."""
+    path = folder / FINISHED
+    return json.loads((path.read_text() if path.exists() else "") or "{}")
 
 
 def made_from(folder: Path) -> str | None:

@@ -178,6 +178,22 @@ def experiments(folder: Path) -> list[str]:
     return sorted({path.parent.name for name in FILES.values() for path in folder.glob(f"*/{name}")})
 
 
+def best_finetunings(rows: Iterable[Accuracy]) -> list[Accuracy]:
+    """Of each pretrained model and each of its checkpoints, the rows of the finetuning that is most accurate before it
+    is compressed, or as near to that as was measured: the best of a grid (Appendix D)."""
+    recipes: dict[tuple[str, float], dict[tuple, list[Accuracy]]] = {}
+    for row in rows:
+        recipe = (row.finetune_batch, row.finetune_rate, row.finetune_dropout, row.finetune_seed)
+        recipes.setdefault((row.run, row.checkpoint), {}).setdefault(recipe, []).append(row)
+
+    def uncompressed(rows: list[Accuracy]) -> float:
+        return min(rows, key=lambda row: (row.sparsity, -row.bits)).accuracy
+
+    return [
+        row for found in recipes.values() for row in max((found[recipe] for recipe in sorted(found)), key=uncompressed)
+    ]
+
+
 def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
     """The rows whose fields have these values."""
     return [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]

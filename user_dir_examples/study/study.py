@@ -20,6 +20,7 @@ import agreement
 import experiments
 import gather
 import jobs
+import measurements
 import study_report
 from omegaconf import DictConfig
 from processes import started
@@ -60,8 +61,11 @@ def _cores() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """The jobs, then the report; 1 if a job failed. Raises UserError for settings that cannot be."""
-    if options.against and not options.against.is_dir():
-        raise UserError(f"--against {options.against}: there is no such folder; give results, as docs/results/pocket.")
+    if options.against and not measurements.experiments(options.against):
+        raise UserError(
+            f"--against {options.against}: no measurements are there; give the results of a study, as "
+            "docs/results/pocket."
+        )
     settings = experiments.load(options.config, options.set)
     names = experiments.names(settings, options.experiment)
     plan = jobs.all_jobs(settings, names)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from measurements import Accuracy, Point, Trained
+from measurements import Accuracy, Point, Trained, best_finetunings
 
 from train_large.report.pareto import pareto_frontier
 from train_large.sizes import SHARING
@@ -171,22 +171,8 @@ def series_of(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:
 
 
 def chosen(rows: Sequence[Accuracy]) -> list[Accuracy]:
-    """Of each pretrained model, the rows of the finetuning that is most accurate before it is compressed: the best of
-    a grid (Appendix D). Only those from the end of the pretraining."""
-    runs: dict[str, dict[tuple, list[Accuracy]]] = {}
-    for row in rows:
-        if row.checkpoint == 1:
-            recipe = (row.finetune_batch, row.finetune_rate, row.finetune_dropout, row.finetune_seed)
-            runs.setdefault(row.run, {}).setdefault(recipe, []).append(row)
-    found = []
-    for recipes in runs.values():
-        found += max((recipes[recipe] for recipe in sorted(recipes)), key=_whole)
-    return found
-
-
-def _whole(rows: Sequence[Accuracy]) -> float:
-    """The accuracy of a finetuned model as it was finetuned, or as near to that as was measured."""
-    return min(rows, key=lambda row: (row.sparsity, -row.bits)).accuracy
+    """Of each pretrained model, the rows of its best finetuning. Only those from the end of the pretraining."""
+    return best_finetunings(row for row in rows if row.checkpoint == 1)
 
 
 def levels(rows: Sequence[Accuracy]) -> list[Level]:

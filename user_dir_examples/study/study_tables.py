@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import measurements
-from measurements import Accuracy, Error, Memory, Point, Translated
+from measurements import Accuracy, Error, Memory, Point, Translated, best_finetunings
 from study_figures import PAPER_SHARING_SAVES, STATISTICS, ways
 from study_series import (
     SHARED,
@@ -239,7 +239,7 @@ def _paper_finetuned() -> Table:
 
 def _checkpoints(rows: Sequence[Accuracy]) -> list[Table]:
     """Figure 8: what the fewest bits lose, from each checkpoint."""
-    whole = [row for row in rows if row.sparsity == 0]
+    whole = [row for row in best_finetunings(rows) if row.sparsity == 0]
     if not whole:
         return []
     fewest = min(row.bits for row in whole)

@@ -306,8 +306,9 @@ WHOLE = (0.0, 32)
 
 
 def accuracies(results: Path, experiment: str, **wanted: object) -> dict[str, Accuracies]:
-    """By size, in order of parameters."""
-    rows = measurements.select(measurements.read(results / experiment, Accuracy), **wanted)
+    """By size, in order of parameters; of several finetunings of a model the best."""
+    best = measurements.best_finetunings(measurements.read(results / experiment, Accuracy))
+    rows = measurements.select(best, **wanted)
     grouped: dict[str, Accuracies] = {}
     for row in sorted(rows, key=lambda row: (row.parameters, row.layers)):
         grouped.setdefault(row.size, {}).setdefault(row.seed, {})[row.sparsity, row.bits] = row
