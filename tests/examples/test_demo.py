@@ -114,6 +114,7 @@ def test_what_another_text_task_or_budget_does_anew(tmp_path, monkeypatch):
     [
         (("--budget", "2 fortnights"), "2 fortnights"),
         (("--sizes", "huge"), "huge"),
+        (("--sizes", " , "), "--sizes"),
         (("--text", "nowhere.txt"), "nowhere.txt"),
     ],
 )

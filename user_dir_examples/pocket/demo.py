@@ -38,6 +38,7 @@ from train_large.report.claims import judge_claims
 from train_large.report.page import write_page
 from train_large.report.tables import print_report
 from train_large.report.units import parse_bytes
+from train_large.sizes import split_names
 
 STAGES = ("pretrain", "finetune", "prune", "measure")
 
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     began = time.monotonic()
     seconds = parse_duration(options.budget)
     limit = parse_bytes(options.memory_limit) if options.memory_limit else None
-    recipe = replace(Recipe(), sizes=tuple(name for name in options.sizes.split(",") if name))
+    recipe = replace(Recipe(), sizes=split_names(options.sizes))
     for name in recipe.sizes:
         recipe.size(name)
     out = options.out.resolve()

@@ -50,8 +50,7 @@ class Recipe:
     """share pruned for the study of weight errors (the paper's figure 9)"""
 
     def size(self, name: str) -> Size:
-        size = Size.parse(name)
-        return Size(size.layers, size.hidden, heads=max(1, size.hidden // self.head_width))
+        return Size.parse(name, self.head_width)
 
 
 # Only to space the validations: about what one core does, in FLOPs as Clark et al. count them, and what making a batch

@@ -39,6 +39,7 @@ from train_large.report import runs  # noqa: E402
 from train_large.report.claims import judge_claims  # noqa: E402
 from train_large.report.page import write_page  # noqa: E402
 from train_large.report.tables import print_report  # noqa: E402
+from train_large.sizes import split_names  # noqa: E402
 
 STAGES = ("train", "translate", "score")
 
@@ -80,7 +81,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     """The study, from the pairs to the page."""
     began = time.monotonic()
     seconds = parse_duration(options.budget)
-    recipe = replace(Recipe(), sizes=tuple(filter(None, options.sizes.split(","))), most_words=options.words)
+    recipe = replace(Recipe(), sizes=split_names(options.sizes), most_words=options.words)
     for name in recipe.sizes:
         recipe.size(name)
     python = shutil.which(options.t2t)

@@ -41,8 +41,7 @@ class Recipe:
         return self.learning_rate / math.sqrt(size.hidden * self.warmup_updates)
 
     def size(self, name: str) -> Size:
-        size = Size.parse(name)
-        return Size(size.layers, size.hidden, heads=max(1, size.hidden // self.head_width))
+        return Size.parse(name, self.head_width)
 
 
 def launch(python: str, program: str) -> list[str]:
