@@ -3,8 +3,9 @@
 A hook of the training session. What counts: from the start of an update, waiting for data included, to the end of its
 optimizer step, as `measures` times them inside the graph. Not counted: building and optimizing the graph, evaluation,
 translation, saving. The first update of a session, in which TensorFlow still sets up kernels, functions and the input
-pipeline, counts as much as its second. On a TPU nothing inside the graph can be timed: there the calls count, each of
-many updates, and the first, which compiles, as much as the second.
+pipeline, counts as much as its second; that of a resumed run no more than its updates before did on average. On a TPU
+nothing inside the graph can be timed: there the calls count, each of many updates, and the first, which compiles, as
+much as the second.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class BudgetHook(tf.train.SessionRunHook):
         self._updates_per_call = _updates_per_call(config) if _on_tpu() else 1
         self._wall = None  # made once in a process
         self._reason = None
+        self.saves = True
 
     # -- what TensorFlow calls --
 
@@ -55,7 +57,7 @@ class BudgetHook(tf.train.SessionRunHook):
         self._fetches = measures.of_update()
         self._global_step = tf.train.get_global_step()
         self._parameters = sum(int(v.shape.num_elements()) for v in tf.trainable_variables())
-        self._charge = Charge()
+        self._charge = Charge(None)
         self._loss_sum = self._loss_tokens = 0.0
         self._has_ended = self._terminated = False
 
@@ -64,6 +66,8 @@ class BudgetHook(tf.train.SessionRunHook):
         self.updates = int(session.run(self._global_step))
         self.tokens, self.flops = values["tokens"], values["flops"]
         self._train_seconds = values["train_seconds"]
+        if self.updates:
+            self._charge = Charge(self._train_seconds / self.updates)
         self._saved = self.updates
         if self._wall is None:
             before = max(values["wall_seconds"], self._logged_wall_seconds() if self.updates else 0.0)
@@ -96,6 +100,10 @@ class BudgetHook(tf.train.SessionRunHook):
         if self.updates // self._log_interval > before // self._log_interval or self._reason:
             self._log_training()
 
+    def end(self, session) -> None:
+        if not self.saves:
+            self.ends()
+
     # -- what the saver tells --
 
     def before_save(self, session, step) -> None:
@@ -106,6 +114,9 @@ class BudgetHook(tf.train.SessionRunHook):
     def after_save(self, step) -> None:
         self._saved = int(step)
         self._log("checkpoint", file=f"model.ckpt-{step}")
+        if self._terminated:  # before the saver's other listeners, of which one evaluates
+            self._reason = "SIGTERM"
+            self.ends()
 
     def ends(self) -> None:
         """The session has saved for the last time."""
@@ -123,6 +134,12 @@ class BudgetHook(tf.train.SessionRunHook):
     def used(self) -> float:
         """Seconds used on the clock that the budget is counted on."""
         return self.budget.used(self.updates, self._train_seconds, self._wall.seconds)
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the log has an evaluation of the checkpoint that the session began with."""
+        lines = runlog.read_all(self._log_path) if os.path.exists(self._log_path) else []
+        return any(line["kind"] == "valid" and line["updates"] == self.updates for line in lines)
 
     @property
     def shares(self) -> int:
@@ -209,18 +226,22 @@ class BudgetHook(tf.train.SessionRunHook):
 
 
 class Charge:
-    """Seconds to charge for the updates of one session, the first taken to be as long as the second."""
+    """Seconds to charge for the updates of one session, the first taken to be as long as the second, or as `usual`,
+    the mean of those before a resume."""
 
-    def __init__(self) -> None:
+    def __init__(self, usual) -> None:
+        self._usual = usual
         self._updates = 0
         self._first = 0.0  # what the first took, as long as it has not been charged
 
     def of(self, seconds: float) -> float:
         """What to charge once an update that took `seconds` is done."""
         self._updates += 1
-        if self._updates == 1:
+        if self._updates == 1 and self._usual is None:
             self._first = seconds
             return 0.0
+        if self._updates == 1:
+            return min(seconds, self._usual)
         return seconds + min(seconds, self.rest())
 
     def rest(self) -> float:
@@ -252,6 +273,7 @@ def saver_hook(config, hook):
     its evaluation to the listeners of this one.
     """
     if not config.is_chief or not (config.save_checkpoints_secs or config.save_checkpoints_steps):
+        hook.saves = False
         return None
     saver = (_Saver if hook.evaluations else tf.train.CheckpointSaverHook)(
         config.model_dir,
@@ -260,12 +282,12 @@ def saver_hook(config, hook):
         listeners=[_Listener(hook)],
     )
     if hook.evaluations:
-        saver._timer = _ShareTimer(hook)
+        saver.budget_hook, saver._timer = hook, _ShareTimer(hook)
     return saver
 
 
 class _Saver(tf.train.CheckpointSaverHook):
-    """A saver whose every checkpoint is evaluated.
+    """A saver whose every checkpoint is evaluated, the one that a run is resumed from too if it was ended before that.
 
     T2T's --eval_throttle_seconds, 600 unless given, would leave out those that come sooner after an evaluation
     (`_NewCheckpointListenerForEvaluate`, tensorflow_estimator/python/estimator/training.py:523, 2.12.0).
@@ -277,6 +299,13 @@ class _Saver(tf.train.CheckpointSaverHook):
                 tf.logging.info("budget_evaluations: evaluating as if with --eval_throttle_seconds=0")
                 listener._eval_throttle_secs = 0
         super().begin()
+
+    def after_create_session(self, session, coord):
+        if self.budget_hook.updates and not self.budget_hook.is_evaluated:
+            for listener in self._listeners:
+                if getattr(listener, "_is_first_run", False):  # would leave out what is saved first
+                    listener._is_first_run = False
+        super().after_create_session(session, coord)
 
 
 class _ShareTimer:

@@ -18,6 +18,7 @@ def check_run(hook_context) -> Budget:
     """The budget of the run. Ends the process where the hparams or the folder of the run do not allow it."""
     with user_errors_end_the_process():
         model_dir = hook_context.estimator.model_dir
+        _check_schedule()
         _check_size(model_dir)
         _check_checkpoint(model_dir)
         return budget_of(hook_context.hparams)
@@ -38,6 +39,8 @@ def budget_of(hparams) -> Budget:
         )
     if hparams.budget_clock == "calibrated" and not hparams.budget_seconds_per_update > 0:
         raise UserError("budget_clock=calibrated needs budget_seconds_per_update, as in --hparams=...=0.25.")
+    if hparams.budget_evaluations < 0:
+        raise UserError(f"budget_evaluations={hparams.budget_evaluations} is below zero: 0 leaves it to the flags.")
     if hparams.budget_evaluations and seconds == float("inf"):
         raise UserError("budget_evaluations needs budget_seconds, of which each evaluation is a share.")
     if hparams.budget_evaluations:
@@ -52,6 +55,17 @@ def budget_of(hparams) -> Budget:
         )
     except UserError as error:
         raise UserError(str(error).replace("--budget-clock ", "budget_clock=")) from None
+
+
+def _check_schedule() -> None:
+    """`T2TExperiment.train_eval_and_decode` (tensor2tensor/utils/trainer_lib.py:476, 1.15.7) trains, evaluates and
+    decodes in turn until --train_steps, whatever ended the training."""
+    schedule = "train_eval_and_decode"
+    if flags.FLAGS.is_parsed() and getattr(flags.FLAGS, "schedule", None) == schedule:
+        raise UserError(
+            f"--schedule={schedule} goes on evaluating and decoding when the budget is used up: give "
+            "continuous_train_and_eval."
+        )
 
 
 def _check_throttle() -> None:

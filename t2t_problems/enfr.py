@@ -310,7 +310,7 @@ SIZES = {
 
 @registry.register_problem
 class TranslateEnfrWmt14(EnglishFrench):
-    """WMT14: 36M pairs of five corpora, newstest2013 for dev, newstest2014 for test, 32k word pieces.
+    """WMT14: 41M pairs of five corpora, newstest2013 for dev, newstest2014 for test, 32k word pieces.
 
     Reads the archives in tmp_dir and downloads nothing.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import tensorflow as tf
@@ -10,6 +11,25 @@ import tensorflow as tf
 def is_two() -> bool:
     """Whether TensorFlow is of the second generation."""
     return tf.__version__.startswith("2.")
+
+
+def mend_warm_starts() -> None:
+    """Mends `contrib.framework` (tensor2tensor/utils/contrib.py:76, 1.15.7), whose stand-in under TensorFlow 2 lacks what
+    `initialize_from_ckpt` (tensor2tensor/utils/t2t_model.py:2341) asks it for: --warm_start_from was a traceback."""
+    if not is_two():
+        return
+    from tensor2tensor.utils import contrib
+
+    upstream = contrib.framework
+
+    @functools.wraps(upstream)
+    def framework(*args, **kwargs):
+        module = upstream(*args, **kwargs)
+        module.load_checkpoint = tf.train.load_checkpoint
+        module.get_trainable_variables = tf.compat.v1.trainable_variables
+        return module
+
+    contrib.framework = framework
 
 
 def behave_as_one() -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from t2t_problems import counters, measures, plugin  # noqa: F401
 from t2t_problems.budget_hook import BudgetHook, Charge, saver_hook
-from t2t_problems.checks import budget_of
+from t2t_problems.checks import budget_of, check_run
 from t2t_problems.hparams import with_budget
 from train_large import runlog
 from train_large.errors import UserError
@@ -115,6 +115,21 @@ def test_a_budget_goes_on_where_the_checkpoint_left_it(tmp_path):
     assert second["wall_seconds"] > first["wall_seconds"]
 
 
+def test_a_resumed_run_makes_no_more_updates_than_it_has_time_for(tmp_path):
+    run(tmp_path, "budget_seconds=0.3")
+    first = lines(tmp_path, "stop")[-1]
+    run(tmp_path, f"budget_seconds={first['train_seconds'] + 0.001}")
+    assert lines(tmp_path, "stop")[-1]["updates"] == first["updates"] + 1
+
+
+def test_without_a_saver_it_ends_all_the_same(tmp_path):
+    """As on a worker that is not the chief."""
+    estimator, hook = training(tmp_path, "budget_seconds=0.2", save_every=None)
+    assert saver_hook(estimator.config, hook) is None
+    estimator.train(batches, hooks=[hook], max_steps=2000)
+    assert lines(tmp_path, "stop")[0]["reason"] == "budget"
+
+
 def test_nothing_is_trained_when_the_budget_is_used_up(tmp_path):
     run(tmp_path, "budget_seconds=0.3")
     before = lines(tmp_path, "stop")[-1]
@@ -157,6 +172,91 @@ def test_every_share_is_evaluated_whatever_the_throttle(tmp_path):
     assert len(evaluated) == 3
 
 
+EVALUATING = """
+import os, pathlib, signal, sys
+sys.path[:0] = {path!r}
+import test_budget_hook as tests
+folder, number = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+
+class Evaluation(tests.Evaluation):
+    def end(self, session):
+        if len(self.done) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().end(session)
+
+class Terminate(tests.tf.train.SessionRunHook):
+    calls = 0
+
+    def after_run(self, context, values):
+        self.calls += 1
+        if self.calls == -number:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+tests.evaluate_shares(folder, Evaluation, [Terminate()])
+"""
+
+
+class Evaluation(tf.train.SessionRunHook):
+    """Leaves a line in the log, as ScoreHook does."""
+
+    def __init__(self, folder):
+        self.path, self.done = str(folder / runlog.NAME), []
+
+    def end(self, session):
+        step = int(session.run(tf.train.get_global_step()))
+        self.done.append(step)
+        runlog.append(self.path, "valid", {**dict.fromkeys(runlog.COUNTERS, 0), "updates": step}, loss=1.0)
+
+
+def evaluate_shares(folder, kind, hooks=()):
+    """Train and evaluate by shares of a budget."""
+
+    def train_or_evaluate(features, labels, mode):
+        if mode == tf.estimator.ModeKeys.TRAIN:
+            return model_fn(features, labels, mode)
+        tf.get_variable("weight", [])
+        return tf.estimator.EstimatorSpec(mode, loss=tf.reduce_sum(labels))
+
+    estimator, hook = training(folder, "budget_seconds=0.8,budget_evaluations=4", of=train_or_evaluate)
+    evaluation = kind(folder)
+    tf.estimator.train_and_evaluate(
+        estimator,
+        tf.estimator.TrainSpec(batches, max_steps=2000, hooks=[hook, *hooks, saver_hook(estimator.config, hook)]),
+        tf.estimator.EvalSpec(batches, steps=1, hooks=[evaluation], start_delay_secs=0, throttle_secs=600),
+    )
+    return hook, evaluation
+
+
+def killed(folder, number):
+    here = os.path.dirname(os.path.abspath(__file__))
+    code = EVALUATING.format(path=[here, os.path.dirname(os.path.dirname(here))])
+    command = [sys.executable, "-W", "ignore", "-c", code, str(folder), str(number)]
+    return subprocess.run(command, stderr=subprocess.DEVNULL, timeout=120).returncode
+
+
+@pytest.mark.slow
+def test_a_run_killed_within_an_evaluation_begins_with_it(tmp_path):
+    assert killed(tmp_path, 1) == -signal.SIGKILL
+    assert len(lines(tmp_path, "valid")) == 1
+    at = counters.in_checkpoint(counters.latest(str(tmp_path)))["updates"]
+    _, evaluation = evaluate_shares(tmp_path, Evaluation)
+    assert evaluation.done[0] == at
+    assert len(lines(tmp_path, "valid")) == 4
+    # Again, with nothing left to do.
+    _, evaluation = evaluate_shares(tmp_path, Evaluation)
+    assert not set(evaluation.done) - {lines(tmp_path, "stop")[-1]["updates"]}
+
+
+@pytest.mark.slow
+def test_sigterm_does_not_evaluate(tmp_path):
+    assert killed(tmp_path, -12) == -signal.SIGTERM
+    stop = lines(tmp_path, "stop")[0]
+    assert stop["reason"] == "SIGTERM"
+    evaluated = [line["updates"] for line in lines(tmp_path, "valid")]
+    assert stop["updates"] not in evaluated
+    assert counters.in_checkpoint(counters.latest(str(tmp_path)))["updates"] == stop["updates"]
+
+
 @pytest.mark.parametrize("given", [[], ["--eval_throttle_seconds=0"], ["--eval_throttle_seconds=60"]])
 def test_a_throttle_that_was_asked_for_is_refused(tmp_path, monkeypatch, given):
     trainers = flags.FlagValues()
@@ -169,6 +269,17 @@ def test_a_throttle_that_was_asked_for_is_refused(tmp_path, monkeypatch, given):
         return
     with pytest.raises(UserError, match="--eval_throttle_seconds=60 would leave some of that out"):
         training(tmp_path, "budget_seconds=1,budget_evaluations=3")
+
+
+def test_a_schedule_that_goes_on_after_the_budget_is_refused(tmp_path, monkeypatch, capsys):
+    trainers = flags.FlagValues()
+    flags.DEFINE_string("schedule", "train_eval_and_decode", "as T2T's", flag_values=trainers)
+    trainers(["trainer"])
+    monkeypatch.setattr(flags, "FLAGS", trainers)
+    estimator, _ = training(tmp_path, "budget_seconds=1")
+    with pytest.raises(SystemExit):
+        check_run(context(estimator, "budget_seconds=1")[0])
+    assert "--schedule=train_eval_and_decode goes on" in capsys.readouterr().err
 
 
 class Slow(tf.train.CheckpointSaverListener):
@@ -297,16 +408,29 @@ def test_sigterm_saves_and_does_not_call_it_success(tmp_path):
 
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=20))
 def test_the_first_update_counts_as_the_second(seconds):
-    charge = Charge()
+    charge = Charge(None)
     assert charge.of(seconds[0]) == 0
     total = sum(charge.of(one) for one in seconds[1:]) + charge.rest()
     assert math.isclose(total, sum(seconds[1:]) + min(seconds[0], seconds[1]))
 
 
+@given(st.floats(0, 100), st.floats(0, 100))
+def test_the_first_update_after_a_resume_counts_as_those_before(usual, seconds):
+    charge = Charge(usual)
+    assert charge.of(seconds) == min(seconds, usual)
+    assert charge.of(seconds) == seconds
+    assert charge.rest() == 0
+
+
 @given(st.floats(0, 100))
 def test_an_only_update_counts_as_it_is(seconds):
-    charge = Charge()
+    charge = Charge(None)
     assert charge.rest() == 0  # as when a session saves before its first update
     assert charge.of(seconds) == 0
     assert charge.rest() == seconds
     assert charge.rest() == 0
+
+
+def test_fewer_evaluations_than_none_are_refused(tmp_path):
+    with pytest.raises(UserError, match="budget_evaluations=-4 is below zero"):
+        training(tmp_path, "budget_seconds=1,budget_evaluations=-4")

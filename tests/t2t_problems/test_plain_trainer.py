@@ -48,6 +48,10 @@ def test_the_plain_trainer_trains(data: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout.decode()[-3000:]
     assert read(tmp_path / "run", "stop")[0]["updates"] == 4
+    # Its weights can be begun with, as is advised where a folder's time is not known.
+    arguments = trainer(data, tmp_path / "warm", "budget_seconds=1000,bleu_sentences=0", "--schedule=train")
+    said = launch(*arguments, "--train_steps=1", f"--warm_start_from={tmp_path / 'run'}")
+    assert "Loading variable from checkpoint" in said
 
 
 def test_a_tpu_set_trains_on_this_processor(data: Path, tmp_path: Path) -> None:
