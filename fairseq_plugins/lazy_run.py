@@ -19,6 +19,8 @@ from fairseq_plugins.budgeted_run import BudgetedRun
 from fairseq_plugins.device import XlaDevice
 from fairseq_plugins.execution_clock import ExecutionClock
 
+HEED = 60.0  # seconds until several processes heed SIGTERM, at most and about; `xla.pod` waits five times as long
+
 Log = Mapping[str, Any]
 
 
@@ -110,7 +112,9 @@ class LazyRun(BudgetedRun):
         # A single quick update is no reason to look away for long.
         slow = max(rate, seconds / done)
         left = (self.budget.seconds - used) / slow if self.budget.seconds is not None and slow > 0 else math.inf
-        self._next_reading = updates + max(1.0, min(done, left // 2))
+        # Several processes heed SIGTERM at the next reading, all at the same update.
+        soon = HEED / slow if slow > 0 and not self._is_alone() else math.inf
+        self._next_reading = updates + max(1.0, min(done, left // 2, soon // 1))
         if terminated:
             self._terminate()
         elif self.budget.is_over(used):

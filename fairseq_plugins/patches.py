@@ -6,7 +6,6 @@ plugin is imported.
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import contextlib
 import errno
@@ -32,16 +31,17 @@ from fairseq_plugins.lazy_run import LazyRun
 from fairseq_plugins.loading import check_before_loading
 from fairseq_plugins.masking import make_masked_batches_whole
 from fairseq_plugins.run import fail, root_config, user_errors_end_the_run
+from train_large.compression.checkpoint import PLAIN_CLASSES
 
 
 def allow_namespace_in_checkpoints() -> None:
     """Let fairseq resume under torch 2.6 and later.
 
     Mends `load_checkpoint_to_cpu` (fairseq/checkpoint_utils.py:340, 0.12.3.1), which calls `torch.load` with that
-    release's new default `weights_only=True`. The one class that a fairseq checkpoint needs is `argparse.Namespace`
-    (its `cfg.model`), which holds plain values.
+    release's new default `weights_only=True`. A checkpoint's `cfg.model` is an `argparse.Namespace`, and its scores may
+    be NumPy's numbers.
     """
-    torch.serialization.add_safe_globals([argparse.Namespace])
+    torch.serialization.add_safe_globals(list(PLAIN_CLASSES))
 
 
 def copy_whole_or_not_at_all() -> None:

@@ -14,8 +14,8 @@ def is_two() -> bool:
 
 
 def mend_warm_starts() -> None:
-    """Mends `contrib.framework` (tensor2tensor/utils/contrib.py:76, 1.15.7), whose stand-in under TensorFlow 2 lacks what
-    `initialize_from_ckpt` (tensor2tensor/utils/t2t_model.py:2341) asks it for: --warm_start_from was a traceback."""
+    """Mends `contrib.framework` (tensor2tensor/utils/contrib.py:76, 1.15.7), whose stand-in under TensorFlow 2 lacks
+    what `initialize_from_ckpt` (tensor2tensor/utils/t2t_model.py:2341) asks for: --warm_start_from was a traceback."""
     if not is_two():
         return
     from tensor2tensor.utils import contrib

@@ -33,12 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         status: int | None = options.run(options)
+        sys.stdout.flush()
     except UserError as error:
         print(f"train-large {options.command}: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `train-large ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        print(f"train-large {options.command}: error: what it prints: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest has nowhere to go
+        return 2
     except KeyboardInterrupt:
         print(f"train-large {options.command}: interrupted", file=sys.stderr)
         return 130
@@ -381,6 +388,8 @@ def _inspect(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from train_large.compression.runtime import predict_lines
 
+    if sys.stdin is None:
+        raise UserError("standard input is closed: give the sentences there.")
     lines = (_utf8(line) for line in sys.stdin.buffer)
     for line in predict_lines(options.file, lines, options.activations, options.batch, options.top, options.head):
         print(line, flush=True)

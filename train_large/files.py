@@ -16,15 +16,17 @@ def whole(path: Path) -> Iterator[Path]:
 
     Raises UserError when it cannot be written (a full disk, no such folder); what was at `path` is then untouched.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a directory: give the name of the file to write.")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    place = Path(path).resolve()  # a link stays one, to the new file
+    aside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
+        if place.is_dir():
+            raise UserError(f"{path} is a directory: give the name of the file to write.")
+        if place.exists() and not place.is_file():
+            raise UserError(f"{path} is a device or a pipe, whose place a file would take: give the name of a file.")
         yield aside
         with aside.open("rb+") as file:
             os.fsync(file.fileno())  # or a crash soon after may leave the new name on an empty file
-        os.replace(aside, path)
+        os.replace(aside, place)
     except (OSError, RuntimeError) as error:  # torch's writer has a RuntimeError for a disk that fills up
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise UserError(

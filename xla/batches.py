@@ -127,6 +127,8 @@ def _target(target: Tensor, shape: Shape, like_tokens: bool) -> Tensor:
 
 
 def _columns(tokens: Tensor, length: int, pad: int) -> Tensor:
+    if tokens.size(1) > length:
+        raise ValueError(f"a batch has {tokens.size(1)} columns, more than the {length} of the longest sequence")
     return torch.nn.functional.pad(tokens, (0, length - tokens.size(1)), value=pad)
 
 

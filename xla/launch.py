@@ -90,8 +90,9 @@ def _launch(kind: str, flags: list[str], which: str, mode: str, options: argpars
     apply(own)
     if not given(flags, "--user-dir"):
         flags = [*flags, "--user-dir", str(PLUGIN)]
-    if mode == "spawn":
-        flags = [*flags, "--distributed-world-size", str(device.local_devices(which) * device.hosts(which))]
+    if not given(flags, "--distributed-world-size"):  # else fairseq counts GPUs
+        workers = device.local_devices(which) * device.hosts(which) if mode == "spawn" else 1
+        flags = [*flags, "--distributed-world-size", str(workers)]
     sys.argv = [f"xla.{kind}", *flags, "--tpu"]
 
     def before_training(cfg: Any) -> None:
@@ -133,6 +134,12 @@ def check(kind: str, cfg: Any, which: str, mode: str) -> None:
             raise UserError(
                 f"{flag} {rows} does not divide by the {devices} devices: give {rows // devices * devices + devices}."
             )
+    workers = device.local_devices(which) * device.hosts(which) if mode == "spawn" else 1
+    if cfg.distributed_training.distributed_world_size != workers:
+        given = cfg.distributed_training.distributed_world_size
+        raise UserError(f"--distributed-world-size {given}: --mode says how the devices are used: leave it out.")
+    if getattr(cfg.task, "required_seq_len_multiple", 1) != 1:
+        raise UserError("--required-seq-len-multiple is of no use where all batches are padded alike: leave it out.")
     if task.endswith("translation") and cfg.task.eval_bleu:
         raise UserError("--eval-bleu generates sentences of any length, each of which XLA compiles: leave it out.")
     if task.endswith("translation") and device.hosts(which) > 1:

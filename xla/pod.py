@@ -232,7 +232,13 @@ def _tell(workers: Iterable[int], commands: list[list[str]]) -> list[dict[str, A
                 f"worker {worker} could not be asked what it has (status {answer.returncode}: {reason}): see that "
                 "gcloud's ssh reaches it, and that --directory and --python are right there."
             )
-        facts.append(json.loads(answer.stdout.splitlines()[-1]))  # a login script may have printed before it
+        try:
+            facts.append(json.loads(answer.stdout.splitlines()[-1]))  # a login script may have printed before it
+        except (IndexError, ValueError):
+            raise UserError(
+                f"worker {worker} did not answer what it has, but {answer.stdout.strip()[-100:]!r}: see that a login "
+                "prints nothing at its end there."
+            ) from None
     return facts
 
 

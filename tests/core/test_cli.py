@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pilot_logs
 import pytest
@@ -121,3 +124,12 @@ def test_no_abbreviations_and_no_unknown_flags(capsys):
         with pytest.raises(SystemExit) as ending:
             cli.main(words)
         assert ending.value.code == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's")
+def test_what_cannot_be_printed_is_said():
+    command = [sys.executable, "-m", "train_large.cli", "sizes"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "train-large sizes: error: what it prints: No space left on device\n"

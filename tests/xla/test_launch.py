@@ -114,6 +114,8 @@ def configuration(*flags: str) -> Any:
         ("finetune", [*TRANSLATE, *BATCH, "--report-accuracy"], "--report-accuracy takes all predictions off"),
         ("finetune", [*TRANSLATE, *BATCH, "--sentence-avg"], "--sentence-avg would count the rows"),
         ("finetune", [*CLASSIFY, *BATCH, "--report-mcc"], "--report-mcc takes all predictions off the device"),
+        ("pretrain", [*MLM, *BATCH, "--distributed-world-size", "2"], "--distributed-world-size 2: --mode says how"),
+        ("finetune", [*TRANSLATE, *BATCH, "--required-seq-len-multiple", "8"], "--required-seq-len-multiple is of no"),
     ],
 )
 def test_flags(monkeypatch, kind, flags, said):

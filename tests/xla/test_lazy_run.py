@@ -35,14 +35,14 @@ class Device:
         return spans
 
 
-def train(durations: list[float], budget: float) -> tuple[LazyRun, Device]:
+def train(durations: list[float], budget: float, alone: bool = True) -> tuple[LazyRun, Device]:
     """A run of these updates, or of as many as the budget lets it have."""
     section = OmegaConf.create(
         {"budget": f"{budget}s", "budget_clock": "train", "seconds_per_update": None, "target_ppl": None}
     )
     run = LazyRun(section, "loss")
-    alone = SimpleNamespace(distributed_world_size=1, distributed_rank=0)
-    run.root = SimpleNamespace(optimization=SimpleNamespace(max_update=0), distributed_training=alone)
+    one = SimpleNamespace(distributed_world_size=1, distributed_rank=0)
+    run.root = SimpleNamespace(optimization=SimpleNamespace(max_update=0), distributed_training=one)
     device = Device(list(durations))
     run._prepare()
     run.has_begun = True
@@ -50,7 +50,8 @@ def train(durations: list[float], budget: float) -> tuple[LazyRun, Device]:
     run._wall = SimpleNamespace(seconds=0.0)
     run._log_interval, run._max_update = 10**9, 0
     run._first_reading, run._reading = (0.0, 0.0), (0.0, 0.0, 0.0)
-    run._is_alone = lambda: True
+    run._is_alone = lambda: alone
+    run._over_workers = lambda used, terminated: (used, terminated)
     run._log = lambda *args, **kwargs: None
     run._log_training = lambda: None
     run._keep = lambda: None
@@ -67,6 +68,14 @@ def test_a_long_budget_is_looked_at_a_few_dozen_times():
     assert run._stop_reason == "budget"
     assert run.counters["updates"] == pytest.approx(100_000, abs=1)
     assert device.waits < 60
+
+
+@pytest.mark.parametrize(("alone", "most"), [(True, 200), (False, 6)])
+def test_several_processes_look_often_enough_to_heed_a_signal(alone, most):
+    run, _ = train([10.0] * 200, 10_000.0, alone)
+    ahead = run._next_reading - run._reading[0]
+    assert ahead <= most
+    assert ahead > most / 2
 
 
 @settings(deadline=None)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,6 +96,14 @@ STOCK_TASKS = {
         *("eval_bleu_detok_args", "eval_tokenized_bleu", "eval_bleu_remove_bpe", "eval_bleu_print_samples"),
     },
 }
+# What fairseq's checkpoints hold besides tensors and plain values: options in a Namespace, and scores as NumPy's
+# numbers where scikit-learn or SciPy computed them (--report-acc-and-f1). None of these runs code when it is loaded.
+PLAIN_CLASSES: tuple[Any, ...] = (
+    argparse.Namespace,
+    np.float64(0).__reduce__()[0],
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")},
+)
 OUR_TASKS = {f"pruning_{name}": name for name in STOCK_TASKS}
 OUR_SCHEDULER = "budget_linear"
 STOCK_SCHEDULER = "polynomial_decay"
@@ -114,17 +123,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises UserError, which names the file, for whatever is not such a checkpoint.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give {WANTED}.")
-    if path.is_dir():
-        raise UserError(f"{path} is a directory: give {WANTED}.")
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(LEGACY_MAGIC))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give {WANTED}.") from error
+    start = _start(path)
     if not start:
         raise UserError(f"{path} is empty: give {WANTED}.")
+    if _begins_as_safetensors(start):  # which torch.load reads too, by the name
+        raise UserError(f"{path} is a safetensors file and not a checkpoint of fairseq: give {WANTED}.")
     try:
         with _namespaces_allowed(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on what a file that is no checkpoint looks like to torch
@@ -254,7 +257,7 @@ def plain(value: Any) -> Any:
         return {key if type(key) in (bool, int, float, str) else str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [plain(item) for item in value]
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, np.generic)):
         return value.tolist()
     raise UserError(
         f"the checkpoint's configuration holds a {type(value).__name__}: remove it, stock fairseq cannot load it."
@@ -288,6 +291,28 @@ def _from_arguments(args: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether the file begins as one of safetensors does. Raises UserError where it cannot be read."""
+    return _begins_as_safetensors(_start(path))
+
+
+def _begins_as_safetensors(start: bytes) -> bool:
+    """With the length of the header in eight bytes, and the header's JSON."""
+    return start[8:9] == b"{" and not start.startswith((ZIP_MAGIC, LEGACY_MAGIC))
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LEGACY_MAGIC))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give {WANTED}.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory: give {WANTED}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give {WANTED}.") from error
+
+
 def _last_update(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The last entry of `optimizer_history`, with the keys that fairseq looks up when it loads a checkpoint."""
     history = checkpoint.get("optimizer_history") or [{}]
@@ -317,10 +342,8 @@ def _only(section: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _namespaces_allowed() -> Iterator[None]:
     """As `torch.serialization.safe_globals`, whose end would also forbid what fairseq_plugins had allowed before."""
-    if argparse.Namespace in torch.serialization.get_safe_globals():
-        yield
-        return
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    missing = [each for each in PLAIN_CLASSES if each not in torch.serialization.get_safe_globals()]
+    with torch.serialization.safe_globals(missing) if missing else contextlib.nullcontext():
         yield
 
 
@@ -337,6 +360,4 @@ def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
         return f"{path} is cut short: copy it again, or give a checkpoint that was saved whole."
     if start.startswith(LEGACY_MAGIC):
         return f"{path} is damaged or cut short: copy it again, or give a checkpoint that was saved whole."
-    if len(start) > 8 and start[8:9] == b"{":
-        return f"{path} is a safetensors file and not a checkpoint of fairseq: give {WANTED}."
     return f"{path} is not a checkpoint of fairseq, or is damaged: give {WANTED}."

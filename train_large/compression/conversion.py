@@ -49,6 +49,8 @@ class Method:
         if self.bits is not None:
             check_bits(self.bits)
             block_size((1,), self.granularity)
+        if self.bits == FULL_BITS and (self.granularity != "tensor" or self.clip):
+            raise UserError("--granularity and --range are for 2 to 8 bits: 32 leave the weights as they are.")
 
     def quantizer(self, checkpoint: Mapping[str, Any], files: Mapping[str, str]) -> Quantizer:
         """What makes codes of the weights of `checkpoint`; a target counts the bytes of everything that is packed."""
@@ -143,33 +145,47 @@ def files_of(source: Path, data: Path | None = None, bpe: Path | None = None) ->
     Raises UserError for a folder that was named and lacks them, and for a dictionary of another model.
     """
     checkpoint = read_checkpoint(source)
-    given = data
-    if data is None:
-        section = configuration(checkpoint).get("task") or {}
-        trained_on = str(section.get("data") or "").split(":")[0]
-        if not trained_on:
-            return {}
-        data = Path(trained_on)
+    trained_on = str((configuration(checkpoint).get("task") or {}).get("data") or "").split(":")[0]
+    found: dict[str, str] = {}
+    try:
+        if data is not None or trained_on:
+            found = _files_in((data or Path(trained_on)).resolve(), checkpoint, bpe)
+    except OSError as error:
+        if data is not None or bpe is not None:
+            raise UserError(f"{error.filename} cannot be read ({error.strerror}): give a folder that can.") from error
+    if data is not None and "dict.txt" not in found:
+        raise UserError(f"{data} has neither input0/dict.txt nor dict.txt: give fairseq's data folder.")
+    if bpe is not None and "dict.txt" not in found:
+        raise UserError(f"--bpe {bpe}: the dictionary that goes with it is not known: give --data too.")
+    if bpe is not None and "encoder.json" not in found:
+        raise UserError(f"{bpe} has not both of encoder.json and vocab.bpe: give the folder that prepare-text made.")
+    return found
+
+
+def _files_in(data: Path, checkpoint: Mapping[str, Any], bpe: Path | None) -> dict[str, str]:
+    """What is there of them. Raises OSError for what cannot be read."""
     found: dict[str, str] = {}
     for name, places in {"dict.txt": ["input0/dict.txt", "dict.txt"], "labels.txt": ["label/dict.txt"]}.items():
         for place in places:
             if (data / place).is_file() and name not in found:
-                found[name] = (data / place).read_text(encoding="utf-8")
+                found[name] = _text(data / place)
                 if name == "dict.txt":
                     _check_dictionary(checkpoint, found[name], str(data / place))
-    if given is not None and "dict.txt" not in found:
-        raise UserError(f"{given} has neither input0/dict.txt nor dict.txt: give fairseq's data folder.")
-    folders = [bpe] if bpe else [data / "bpe", data.parent / "bpe", data.parent / "text" / "bpe"]
+    if "dict.txt" not in found:
+        return found
+    folders = [bpe, bpe / "bpe"] if bpe else [data / "bpe", data.parent / "bpe", data.parent / "text" / "bpe"]
     for folder in folders:
         pair = {name: folder / name for name in ("encoder.json", "vocab.bpe")}
-        if "dict.txt" not in found or not all(path.is_file() for path in pair.values()):
-            continue
-        if folder == bpe or _encoded_with(folder, data):
-            found.update({name: path.read_text(encoding="utf-8") for name, path in pair.items()})
-            break
-    if bpe is not None and "encoder.json" not in found:
-        raise UserError(f"{bpe} has not both of encoder.json and vocab.bpe: give the folder that prepare-text made.")
+        if all(path.is_file() for path in pair.values()) and (bpe or _encoded_with(folder, data)):
+            return found | {name: _text(path) for name, path in pair.items()}
     return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: give the folder that prepare-text or prepare-task made.") from None
 
 
 def _encoded_with(bpe: Path, data: Path) -> bool:

@@ -137,7 +137,7 @@ def entropy_bound(tensor: Quantized | Tensor) -> float:
         zeros = tensor.indices.numel() - codes.numel()
         counts = [*torch.bincount(codes.reshape(-1).int()).tolist(), zeros]
         return entropy(np.array(counts)) / 8 + RANGE_BYTES * tensor.step.numel()
-    planes = tensor.contiguous().reshape(-1).view(torch.uint8).reshape(tensor.numel(), -1).T.numpy()
+    planes = tensor.contiguous().reshape(-1).view(torch.uint8).reshape(tensor.numel(), tensor.element_size()).T.numpy()
     return sum(entropy(np.bincount(plane, minlength=256)) for plane in planes) / 8
 
 

@@ -61,6 +61,7 @@ from train_large.files import whole
 
 NAME = "train-large"
 FORMAT = "packed model"
+FILES = ("dict.txt", "labels.txt", "encoder.json", "vocab.bpe")  # what goes with a model
 VERSIONS = PLAIN, WITH_TRELLIS = 2, 3
 CHUNK = 1 << 22  # weights to a block
 SMALL = 1 << 12  # weights: tensors of no more are coded with others
@@ -197,7 +198,11 @@ def write_packed(
         blocks += mine
     # The files are text, and share much of it: in one frame with the rest they take the least.
     index = {"checkpoint": checkpoint, "tensors": entries, "parts": described, "files": dict(files)}
-    text = _json(index)
+    try:
+        text = _json(index)
+    except ValueError as error:
+        reason = "numbers that are not finite" if "float" in str(error) else "text that is not UTF-8"
+        raise UserError(f"the checkpoint's configuration has {reason}: it cannot be packed.") from None
     if json.loads(text) != index:
         raise UserError("the checkpoint's configuration has keys that are not text: it cannot be packed.")
     frame = to_lzma(text, **_LZMA)
@@ -313,8 +318,9 @@ def read_index(path: Path) -> tuple[Index, memoryview]:
         if any(array.dtype != np.uint8 or array.ndim != 1 for array in (frame, weights)):
             raise ValueError("its parts are not bytes")
         return _index(_json_of(frame.tobytes(), metadata), metadata, weights.data, path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give {WANTED}.") from None
+    except FileNotFoundError:  # safetensors says so of files that may not be read, too
+        reason = "cannot be read" if path.exists() else "does not exist"
+        raise UserError(f"{path} {reason}: give {WANTED}.") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (OSError, EOFError, safetensors.SafetensorError, *_WRONG) as error:
@@ -371,6 +377,8 @@ def _index(value: Any, metadata: Mapping[str, str], weights: memoryview, path: P
     files = value["files"]
     if not isinstance(files, dict) or not all(type(text) is str for text in files.values()):
         raise ValueError("its index has files that are not text")
+    if not set(files) <= set(FILES):  # from which folders are made
+        raise ValueError("its index has files of other names than it may")
     if end != len(weights):
         raise ValueError(f"it has {len(weights)} bytes of weights, and its index {end}")
     beside = path.stat().st_size - end
@@ -598,4 +606,4 @@ def _crc32(
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

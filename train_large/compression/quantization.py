@@ -83,6 +83,8 @@ def quantize_tensor(w: Tensor, bits: int, granularity: str = "tensor", clip: boo
     """
     if bits not in GRID_BITS:
         raise ValueError(f"a grid has {GRID_BITS[0]} to {GRID_BITS[-1]} bits, not {bits}")
+    if w.dtype == torch.float64:
+        w = w.float()  # first of all: what is zero in float32, which indices are made in, is zero
     w_GxN = _in_blocks(w.detach(), block_size(tuple(w.shape), granularity))
     has_zeros = int(torch.count_nonzero(w)) < w.numel()
     if clip:

@@ -135,10 +135,11 @@ def quantize_by_trellis(w: Tensor, step: float) -> Quantized:
 
 def _quantized(codes: np.ndarray, lowest: int, step: np.float32, shape: torch.Size, bits: int) -> Quantized:
     """Indices from 0 on (int16) on one grid, whose first point is `lowest` steps."""
+    ranges = min(1, codes.size)  # of no weights there are none
     return Quantized(
         indices=torch.from_numpy(codes if bits > 8 else codes.astype(np.uint8)).view(shape),
-        minimum=torch.from_numpy(np.array([lowest], dtype=np.float32) * step),
-        step=torch.from_numpy(np.array([step])),
+        minimum=torch.from_numpy(np.array([lowest] * ranges, dtype=np.float32) * step),
+        step=torch.from_numpy(np.array([step] * ranges)),
         mask=None,
         granularity="tensor",
         bits=bits,
@@ -212,9 +213,9 @@ def steps_for(
         estimates = plans.errors[::-1] * (_TRELLIS_ERROR if trellis else 1)
         found, reached = _largest(estimates, lambda i: relative_error(model_state, quantizer(last - i)), target_error)
         if found is None:
-            raise UserError(
-                f"--target-error {target_error:g}: the finest steps leave {1.01 * reached:.2g}: give at least that."
-            )
+            digit = 10.0 ** (math.floor(math.log10(reached)) - 1)
+            least = math.ceil(1.01 * reached / digit) * digit  # in two digits, and not below what is reached
+            raise UserError(f"--target-error {target_error:g}: the finest steps leave {least:.2g}: give at least that.")
         return steps(last - found)
     assert target_bytes is not None
     measure = bound if size is None else lambda plan: size(quantizer(plan))

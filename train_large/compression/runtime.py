@@ -212,16 +212,27 @@ def predict_lines(
 
     Labels and probabilities have tabs between them, and words keep the space before them. `batch` lines are read and
     computed together; what is printed does not depend on it, and no more is held in memory.
-    Raises UserError for bad input, when its batch is reached.
+    Raises UserError for bad input, with the number of its line, when it is reached.
     """
     for flag, value in (("--batch", batch), ("--top", top)):
         if value < 1:
             raise UserError(f"{flag} {value}: give at least 1.")
     model = load_model(path, activations, head)
     predict = model.fill_mask if model.head is None else model.classify
+
+    def predicted(together: Sequence[str], first: int) -> Iterator[Prediction]:
+        try:
+            yield from predict(together, top)
+        except UserError as error:
+            if len(together) == 1:
+                raise UserError(f"line {first}: {error}") from error
+            for i, line in enumerate(together):  # those before the bad one are good
+                yield from predicted([line], first + i)
+
     rest = iter(lines)
-    for together in iter(lambda: list(itertools.islice(rest, batch)), []):
-        for prediction in predict(together, top):
+    batches = iter(lambda: list(itertools.islice(rest, batch)), [])
+    for number, together in enumerate(batches):
+        for prediction in predicted(together, number * batch + 1):
             pairs = zip(prediction.labels, prediction.probabilities)
             yield "\t".join(f"{label.translate(_ESCAPED)}\t{probability:.4f}" for label, probability in pairs)
 

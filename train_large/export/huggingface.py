@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from train_large.compression.checkpoint import configuration, read_checkpoint, stock_form
+from train_large.compression.checkpoint import configuration, is_safetensors, read_checkpoint, stock_form
 from train_large.compression.conversion import files_of
 from train_large.compression.packed import read_packed
 from train_large.data import folder
@@ -37,7 +37,6 @@ from train_large.export.roberta import RESERVED_POSITIONS, Exported, convert
 from train_large.export.tokenizer import find_bpe, write_tokenizer
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-PACKED = ".safetensors"  # how a packed file's name ends; a checkpoint's does not
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,11 @@ def export_hf(
     Raises UserError for a bad checkpoint, a model that Hugging Face's classes cannot express (with the flag in the
     way), a dictionary or labels of another model, and where `target` exists or cannot be written.
     """
-    if target.exists() or target.is_symlink():
-        raise UserError(f"{target} exists already: choose another folder or delete it")
+    try:
+        if target.exists() or target.is_symlink():
+            raise UserError(f"{target} exists already: choose another folder or delete it")
+    except OSError as error:
+        raise UserError(f"{target} could not be written ({error.strerror}): give another place.") from error
     need("safetensors.torch")
     with tempfile.TemporaryDirectory() as own:
         checkpoint, files = _read(source, with_files=dictionary is None)
@@ -149,7 +151,7 @@ def _export(
 
 def _read(source: Path, with_files: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """A checkpoint, and the files that go with it by the names of `PackedModel.files`."""
-    if source.suffix != PACKED:
+    if not is_safetensors(source):
         return read_checkpoint(source), files_of(source) if with_files else {}
     packed = read_packed(source)
     return {**packed.checkpoint, "model": packed.state()}, packed.files
@@ -158,8 +160,9 @@ def _read(source: Path, with_files: bool) -> tuple[dict[str, Any], dict[str, str
 def _lay_out(files: Mapping[str, str], folder: Path) -> Path:
     """Write them where they lie in a prepared task, and the BPE in a prepared text."""
     places = {"dict.txt": "input0/dict.txt", "labels.txt": "label/dict.txt"}
+    places |= {name: f"bpe/{name}" for name in ("encoder.json", "vocab.bpe")}
     for name, text in files.items():
-        place = folder / places.get(name, f"bpe/{name}")
+        place = folder / places[name]
         place.parent.mkdir(exist_ok=True)
         place.write_text(text, encoding="utf-8")
     return folder

@@ -10,6 +10,7 @@ import zipfile
 from argparse import Namespace
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,6 +80,15 @@ def test_reading_neither_leaves_namespaces_allowed_nor_forbids_them(good):
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
+
+
+def test_scores_may_be_numbers_of_numpy(tmp_path):
+    """As fairseq saves them with --report-acc-and-f1 or --report-pearson-and-spearman."""
+    extra = {"best": np.float64(0.75), "val_loss": np.float32(0.5), "train_iterator": {"epoch": np.int64(3)}}
+    torch.save(small_checkpoint(extra_state=extra), tmp_path / "scored.pt")
+    stock = stock_form(read_checkpoint(tmp_path / "scored.pt"))["extra_state"]
+    assert (stock["best"], stock["val_loss"], stock["train_iterator"]["epoch"]) == (0.75, 0.5, 3)
+    assert {type(stock["best"]), type(stock["val_loss"])} == {float}
 
 
 def refusal(path) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import torch
 from formula import BITS, paper, same_bits
 from torch import Tensor
 
+from train_large.compression import conversion
 from train_large.compression.checkpoint import read_checkpoint
 from train_large.compression.conversion import Method, files_of, pack_checkpoint, quantize_checkpoint, unpack_checkpoint
 from train_large.compression.inspection import inspect
@@ -205,6 +207,8 @@ def test_unpack_gives_what_quantize_gives(checkpoint, method):
         ({"target_error": 0.1, "granularity": "row"}, "belong to --bits"),
         ({"target_bytes": 9, "clip": True}, "belong to --bits"),
         ({"bits": 4, "trellis": True}, "--trellis belongs to --target-error"),
+        ({"bits": 32, "granularity": "row"}, "for 2 to 8 bits"),
+        ({"bits": 32, "clip": True}, "for 2 to 8 bits"),
     ],
 )
 def test_methods_that_contradict_themselves(flags, match):
@@ -250,10 +254,31 @@ def test_the_dictionary_and_the_bpe_go_with_it(checkpoint):
     pack_checkpoint(checkpoint, checkpoint.with_name("p.safetensors"), Method(8), files)
     assert read_packed(checkpoint.with_name("p.safetensors")).files == files
     assert files_of(checkpoint) == {}  # the folder that it was trained on is gone
+    with pytest.raises(UserError, match="the dictionary that goes with it is not known: give --data"):
+        files_of(checkpoint, bpe=data / "text")
+    (data / "text").rename(data / "bpe")
+    assert files_of(checkpoint, data, data) == files  # a folder that holds bpe/
+    (data / "bpe").rename(data / "text")
     with pytest.raises(UserError, match="dict.txt"):
         files_of(checkpoint, data / "text")
     with pytest.raises(UserError, match=r"encoder\.json"):
         files_of(checkpoint, data, data / "label")
+
+
+def test_what_may_not_be_read_is_not_there_unless_it_is_named(checkpoint, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(conversion, "_files_in", lambda data, *_: refuse(data / "dict.txt"))
+    assert files_of(checkpoint) == {}
+    with pytest.raises(UserError, match=r"dict.txt cannot be read \(Permission denied\)"):
+        files_of(checkpoint, checkpoint.parent)
+
+
+def test_a_dictionary_that_is_no_text(checkpoint):
+    (checkpoint.parent / "dict.txt").write_bytes(b"\xff 1\n")
+    with pytest.raises(UserError, match="dict.txt is not UTF-8"):
+        files_of(checkpoint, checkpoint.parent)
 
 
 def write_bpe(folder: Path, name: str) -> None:

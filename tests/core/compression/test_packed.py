@@ -75,6 +75,21 @@ def good(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.parametrize("name", ["../../owned.txt", "/owned.txt", "config.json"])
+def test_files_have_names_that_are_known(tmp_path, name):
+    """Folders are made of them (`export-hf`)."""
+    write_packed(some_tensors(), CHECKPOINT, {**FILES, name: "x"}, tmp_path / "file")
+    with pytest.raises(UserError, match="files of other names"):
+        read_packed(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("value", "reason"), [(float("nan"), "numbers that are not finite"), ("\udcff", "not UTF-8")])
+def test_a_configuration_that_is_no_text(tmp_path, value, reason):
+    with pytest.raises(UserError, match=reason):
+        write_packed(some_tensors(), {"extra_state": {"val_loss": value}}, FILES, tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+
+
 def same(one: object, other: object) -> bool:
     if isinstance(one, Quantized) and isinstance(other, Quantized):
         assert one.indices.dtype == other.indices.dtype

@@ -177,3 +177,10 @@ def test_what_fills_up_the_last_group_is_no_weight():
     whole, tail = (quantize_tensor(part, 8, "group:64", clip=True) for part in (w, w[64:]))
     assert torch.equal(dequantize(whole)[64:], dequantize(tail))
     assert (dequantize(whole) - w).abs().max() < 0.003
+
+
+def test_what_is_zero_in_float32_is_zero():
+    q = quantize_tensor(torch.tensor([[1.0, -1.0, 1e-50, 0.0, 0.5]], dtype=torch.float64), 4)
+    assert dequantize(q)[0, 2] == 0
+    with pytest.raises(UserError, match="not finite"):
+        quantize_tensor(torch.tensor([1.0, 1e39], dtype=torch.float64), 4)

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train_large.compression import rate
+from train_large.compression.inspection import entropy_bound
+from train_large.compression.packed import read_packed, write_packed
 from train_large.compression.quantization import dequantize, quantize_tensor
 from train_large.compression.rate import (
     quantize_by_trellis,
@@ -344,3 +346,25 @@ def test_chunks_change_nothing(monkeypatch):
     before = steps_for(state, target_error=0.05)
     monkeypatch.setattr(rate, "_CHUNK", 1000)
     assert steps_for(state, target_error=0.05) == pytest.approx(before)
+
+
+@pytest.mark.parametrize("largest", [58, 66, 74])
+def test_the_error_that_is_named_can_be_had(largest):
+    w = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    w[0, 0] = largest
+    with pytest.raises(UserError, match="give at least that") as raised:
+        quantizer_for({"w": w}, target_error=1e-9)
+    named = float(str(raised.value).partition("leave ")[2].partition(":")[0])
+    quantizer_for({"w": w}, target_error=named)
+
+
+def test_no_weights_have_no_range(tmp_path):
+    """A parameter without elements is packed and read like any other."""
+    empty = torch.empty(0, 8)
+    q = quantize_to_step(empty, 0.1)
+    assert (q.minimum.numel(), q.step.numel()) == (0, 0)
+    path = tmp_path / "file"
+    write_packed([("w", quantize_to_step(torch.randn(90, 64), 0.1)), ("small", q), ("none", empty)], {}, {}, path)
+    read = read_packed(path).state()
+    assert read["small"].shape == read["none"].shape == (0, 8)
+    assert entropy_bound(q) == entropy_bound(empty) == 0

@@ -1,0 +1,41 @@
+"""Files that appear whole or not at all, and what is no file."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from train_large.errors import UserError
+from train_large.files import whole
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "file")
+    with whole(tmp_path / "link") as aside:
+        aside.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "file").read_text() == "new"
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["file"]
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is a device or a pipe"), whole(tmp_path / "pipe") as aside:
+        aside.write_text("new")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    (tmp_path / "file").write_text("old")
+
+    def fill_the_disk():
+        with whole(tmp_path / "file") as aside:
+            aside.write_text("new")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="is as it was"):
+        fill_the_disk()
+    assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
