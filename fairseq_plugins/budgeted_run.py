@@ -147,7 +147,7 @@ class BudgetedRun:
             self._terminate()
         elif self.budget.is_over(self._agreed):
             self.stop("budget")
-        elif self._max_update and self.counters["updates"] >= self._max_update:
+        elif self._max_update and self._fairseqs_updates() >= self._max_update:
             self._stop_reason = self._stop_reason or "max_update"
         if self.counters["updates"] % self._log_interval == 0 or self._stop_reason:
             self._log_training()
@@ -233,7 +233,7 @@ class BudgetedRun:
 
     def stop(self, reason: str) -> None:
         """End the run after the update in hand; `reason` goes into the log."""
-        if self._stop_reason is None:
+        if self._stop_reason in (None, "max_update"):
             self._stop_reason = reason
             updates, seconds = self.counters["updates"], self.counters["train_seconds"]
             logger.info(f"stopping: {reason} after {updates:.0f} updates, {seconds:.2f} s of training")
@@ -310,13 +310,14 @@ class BudgetedRun:
         self.interrupt()
         self.finish_validation()
         reason = self._stop_reason or "ended"
-        self._log("stop", reason=reason if reason == "SIGTERM" or self._is_trained() else _why_not())
+        self._log("stop", reason=reason if reason == "SIGTERM" or self.trained else _why_not())
         if self._stop_reason == "SIGTERM":
             _die_of_sigterm()  # the run is not finished, so the process must not say that it succeeded
 
-    def _is_trained(self) -> bool:
-        # Where fairseq is told to say nothing, nothing can be heard.
-        return self.trained or not logging.getLogger("fairseq_cli.train").isEnabledFor(logging.INFO)
+    def _fairseqs_updates(self) -> float:
+        """Those that --max-update limits: from 0 on again where a run goes on without its optimizer's state."""
+        found = (meters["num_updates"].val for meters in metrics.get_active_aggregators() if "num_updates" in meters)
+        return next(found, self.counters["updates"])
 
     def _now(self) -> float:
         """Seconds of budget used at this moment."""
@@ -365,7 +366,9 @@ class BudgetedRun:
         """The wall clock goes on through work that a kill has lost; only the log knows of it."""
         if not self.counters["updates"] or not self._log_path.exists():
             return 0.0
-        return max((line["wall_seconds"] for line in runlog.read_all(str(self._log_path))), default=0.0)
+        lines = runlog.read_all(str(self._log_path))
+        starts = [i for i, line in enumerate(lines) if line["kind"] == "start"]  # before the last one: of other runs
+        return max((line["wall_seconds"] for line in lines[max(starts, default=0) :]), default=0.0)
 
     def _of_first_worker(self, seconds: float) -> float:
         """What the first worker gives here, on every worker; all must ask."""
@@ -384,6 +387,10 @@ class BudgetedRun:
         except ValueError:
             from train_large.step_times import seconds_per_update
 
+            if self.section.budget_clock != "calibrated":
+                return None
+            if len(self.root.optimization.update_freq) > 1:
+                fail(f"--seconds-per-update {given}: a table is of one --update-freq; give the seconds as a number.")
             sequences = self.root.dataset.batch_size
             if sequences is None:
                 fail("--seconds-per-update with a table needs --batch-size: the table is by sequences per update.")
@@ -403,7 +410,7 @@ class BudgetedRun:
                     f"--seconds-per-update {given}: a table has no models with --layer-heads or --layer-ffn; give the "
                     "seconds as a number."
                 )
-            return seconds_per_update(Path(given), size, batch, length)
+            return seconds_per_update(Path(given), size, batch, length, self.vocabulary)
 
     def _facts(self) -> dict[str, Any]:
         """What the log's reader wants to know of the run."""

@@ -82,7 +82,7 @@ class LazyRun(BudgetedRun):
             self._read_budget()
         for listener in self._after_update:
             listener()
-        if self._max_update and updates >= self._max_update:
+        if self._max_update and self._fairseqs_updates() >= self._max_update:
             self._stop_reason = self._stop_reason or "max_update"
         if is_logged or self._stop_reason:
             self._count()

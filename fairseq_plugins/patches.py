@@ -14,6 +14,7 @@ import logging
 import os
 import queue
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def announce_loading() -> None:
 
     @functools.wraps(upstream)
     def load_checkpoint(cfg: object, trainer: Trainer, **kwargs: object) -> object:
-        path = _path_to_load(cfg)
+        path = _path_to_load(cfg, trainer.checkpoint_suffix)
         if path is not None and not PathManager.path_requires_pathmanager(path):
             check_before_loading(Path(path), trainer.get_model(), trainer.task)
         loaded = upstream(cfg, trainer, **kwargs)
@@ -152,29 +153,79 @@ def announce_loading() -> None:
     checkpoint_utils.load_checkpoint = load_checkpoint
 
 
-def _path_to_load(cfg: object) -> str | None:
-    """The checkpoint that a run begins from, if any, by upstream's rules (fairseq/checkpoint_utils.py:227)."""
-    last = os.path.join(cfg.save_dir, "checkpoint_last.pt")
+def begin_with_no_scores() -> None:
+    """Let each run of a process have its own best checkpoint and its own patience.
+
+    Mends `save_checkpoint` (fairseq/checkpoint_utils.py:35, 0.12.3.1) and `should_stop_early`
+    (fairseq_cli/train.py:232), which keep the best score of the run before: under `fairseq-hydra-train --multirun` a
+    later one that did not beat it had no checkpoint_best.pt. Every run comes to `load_checkpoint` first.
+    """
+    upstream = checkpoint_utils.load_checkpoint
+
+    @functools.wraps(upstream)
+    def load_checkpoint(*args: object, **kwargs: object) -> object:
+        programs = (sys.modules.get(name) for name in ("fairseq_cli.train", "__main__"))  # the one that runs
+        stops = [program.should_stop_early for program in programs if hasattr(program, "should_stop_early")]
+        for function in (checkpoint_utils.save_checkpoint, *stops):
+            for name in ("best", "num_runs"):
+                vars(function).pop(name, None)
+        return upstream(*args, **kwargs)
+
+    checkpoint_utils.load_checkpoint = load_checkpoint
+
+
+def tell_the_task_without_the_iterator() -> None:
+    """Take a pruning ladder up under --reset-dataloader too.
+
+    Mends `load_checkpoint` (fairseq/checkpoint_utils.py:295, 0.12.3.1), which tells the task what it had saved only
+    where it restores the iterator; a ladder then took the pruned model for the unpruned one, and began anew.
+    """
+    upstream = checkpoint_utils.load_checkpoint
+
+    @functools.wraps(upstream)
+    def load_checkpoint(cfg: Any, trainer: Trainer, **kwargs: object) -> Any:
+        extra_state, batches = upstream(cfg, trainer, **kwargs)
+        saved = (extra_state or {}).get(type(trainer.task).__name__)
+        goes_on = _path_to_load(cfg, trainer.checkpoint_suffix) == _last(cfg, trainer.checkpoint_suffix)
+        if saved and cfg.reset_dataloader and goes_on and hasattr(trainer.task, "set_checkpoint_dict"):
+            trainer.task.set_checkpoint_dict(saved)
+        return extra_state, batches
+
+    checkpoint_utils.load_checkpoint = load_checkpoint
+
+
+def _path_to_load(cfg: Any, suffix: str) -> str | None:
+    """The checkpoint that a run begins from, if any, by upstream's rules (fairseq/checkpoint_utils.py:227). `suffix`:
+    --checkpoint-suffix."""
     if cfg.restore_file != "checkpoint_last.pt":
-        return cfg.restore_file
-    if os.path.exists(last):
-        return last
+        return cfg.restore_file.replace(".pt", suffix + ".pt")
+    if os.path.exists(_last(cfg, suffix)):
+        return _last(cfg, suffix)
     return getattr(cfg, "continue_once", None) or cfg.finetune_from_model
+
+
+def _last(cfg: Any, suffix: str) -> str:
+    return os.path.join(cfg.save_dir, f"checkpoint_last{suffix}.pt")
 
 
 def announce_end() -> None:
     """Tell the budget when training has come to its end, and not to an exception's.
 
     Listens at the log of fairseq_cli/train.py, whose `main` ends with these words (line 220, 0.12.3.1) and calls
-    nothing after them that could be listened at; how it is left otherwise depends on who called it.
+    nothing after them that could be listened at; how it is left otherwise depends on who called it. Where fairseq is
+    told to say less (LOGLEVEL=WARNING), it speaks all the same, and is heard here alone.
     """
+    log = logging.getLogger("fairseq_cli.train")
+    own = log.level
 
     def hear(record: logging.LogRecord) -> bool:
         if budgeted_run.current is not None and str(record.msg).startswith("done training"):
             budgeted_run.current.trained = True
-        return True
+        return record.levelno >= (own or logging.getLogger("fairseq_cli").getEffectiveLevel())
 
-    logging.getLogger("fairseq_cli.train").addFilter(hear)
+    if log.getEffectiveLevel() > logging.INFO:
+        log.setLevel(logging.INFO)
+    log.addFilter(hear)
 
 
 def announce_saving() -> None:
@@ -314,6 +365,8 @@ take_torchrun_on_a_cpu()
 refuse_unknown_keys()
 announce_validation()
 announce_loading()
+begin_with_no_scores()
+tell_the_task_without_the_iterator()
 announce_end()
 announce_saving()
 announce_updates_of_a_lazy_device()

@@ -69,26 +69,33 @@ def train_flops(
 
 
 def translation_train_flops(
-    size: Size, vocabulary: int, source_length: int, target_length: int, sequences: int
+    size: Size,
+    vocabulary: int,
+    source_length: int,
+    target_length: int,
+    sequences: int,
+    decoder: Size | None = None,
 ) -> float:
     """FLOPs of training an encoder-decoder on `sequences` pairs of sentences, forward and backward.
 
-    Lengths are in tokens. `size.layers` layers in the encoder and again in the decoder, whose layers also attend to the
-    source. The head runs at every target position. As Clark et al. count T5, it has a hidden layer like BERT's, which
-    translation models lack: 2 hidden^2 too many per target token. With `source_length == target_length` the figure is
-    theirs.
+    Lengths are in tokens. `size.layers` layers in the encoder and again in the decoder, or those of `decoder`, whose
+    layers also attend to the source. The head runs at every target position. As Clark et al. count T5, it has a hidden
+    layer like BERT's, which translation models lack: 2 hidden^2 too many per target token. With `source_length ==
+    target_length` the figure is theirs.
     """
     encoder_layer = _attention(size, source_length, source_length) + _feed_forward(size, source_length)
+    other = decoder or size
     decoder_layer = (
-        _attention(size, target_length, target_length)
-        + _attention(size, target_length, source_length)
-        + _feed_forward(size, target_length)
+        _attention(other, target_length, target_length)
+        + _attention(other, target_length, source_length)
+        + _feed_forward(other, target_length)
     )
     forward = (
         _embedding(size, vocabulary, source_length)
-        + _embedding(size, vocabulary, target_length)
-        + size.layers * (encoder_layer + decoder_layer)
-        + target_length * _vocabulary_head(size, vocabulary)
+        + _embedding(other, vocabulary, target_length)
+        + size.layers * encoder_layer
+        + other.layers * decoder_layer
+        + target_length * _vocabulary_head(other, vocabulary)
     )
     return float(FORWARD_AND_BACKWARD * sequences * forward)
 

@@ -411,12 +411,12 @@ def _vocabulary(data: Path) -> int:
     """Entries of the dictionary in `data`, with fairseq's four special symbols and the mask."""
     try:
         with open(data / "dict.txt", encoding="utf-8") as lines:
-            words = sum(1 for line in lines if line.strip())
+            symbols = [line.split()[0] for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{data}: no dict.txt can be read there; give a folder made by fairseq-preprocess.") from None
     if not (data / "train.bin").exists():
         raise UserError(f"{data}: no train.bin there; give a folder made by fairseq-preprocess.")
-    return words + 5
+    return len(symbols) + 4 + ("<mask>" not in symbols)
 
 
 def _environment(user_dir: Path) -> dict[str, str]:
@@ -558,8 +558,12 @@ def seconds_per_update(
             f"{path} has several rows for {shape.name}, batch {batch}, length {length} ({differ}): keep one."
         )
     has = "; ".join(f"{row.size} batch {row.batch} length {row.length}" for row in table) or "nothing"
+    if vocabulary is not None:
+        has = "; ".join(f"{row.size} batch {row.batch} length {row.length} entries {row.vocabulary}" for row in table)
+    entries = "" if vocabulary is None else f", {vocabulary} entries"
     raise UserError(
-        f"{path} has no row for {shape.name} (FFN {shape.ffn}, {shape.heads} heads), batch {batch}, length {length}; "
+        f"{path} has no row for {shape.name} (FFN {shape.ffn}, {shape.heads} heads), batch {batch}, length {length}"
+        f"{entries}; "
         f"it has {has}: add it by `train-large time-steps DATA {shape.name} --batch {batch} --length {length} "
         f"--out {path}`."
     )

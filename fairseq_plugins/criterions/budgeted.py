@@ -51,6 +51,8 @@ class Budgeted:
     @classmethod
     def build_criterion(cls, cfg: Any, task: Any) -> Any:
         criterion = super().build_criterion(cfg, task)  # type: ignore[misc]
+        if budgeted_run.current is not None:
+            budgeted_run.current.finish()  # the run before in this process, of `fairseq-hydra-train --multirun`
         root = root_config(cfg)
         kind = LazyRun if root is not None and root.common.tpu else BudgetedRun
         criterion.run = budgeted_run.current = kind(cfg, cls.loss_name)

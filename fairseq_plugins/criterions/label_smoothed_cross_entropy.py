@@ -12,8 +12,9 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 
 from fairseq_plugins.criterions.budgeted import BudgetConfig, Budgeted
-from fairseq_plugins.run import encoder_size
+from fairseq_plugins.run import encoder_size, fail
 from train_large.flops import translation_train_flops
+from train_large.sizes import Size
 
 
 @dataclass
@@ -27,9 +28,24 @@ class BudgetedLabelSmoothedCrossEntropyCriterion(Budgeted, LabelSmoothedCrossEnt
 
     loss_name = "nll_loss"
 
+    @classmethod
+    def build_criterion(cls, cfg: Any, task: Any) -> Any:
+        criterion = super().build_criterion(cfg, task)
+        root = criterion.run.root
+        if root is not None and getattr(root.model, "decoder_ffn_embed_dim", None) is None:
+            fail(
+                f"--arch {getattr(root.model, 'arch', root.model._name)} is no Transformer, whose FLOPs "
+                "budgeted_label_smoothed_cross_entropy counts: take label_smoothed_cross_entropy."
+            )
+        return criterion
+
     def flops(self, sample: dict[str, Any]) -> float:
         sequences, source = sample["net_input"]["src_tokens"].size()
-        target = sample["target"].size(1)
+        target, model = sample["target"].size(1), self.run.root.model
+        decoder = Size(
+            *(model.decoder_layers, model.decoder_embed_dim),
+            *(model.decoder_ffn_embed_dim, model.decoder_attention_heads),
+        )
         return translation_train_flops(
-            encoder_size(self.run.root.model), len(self.task.target_dictionary), source, target, sequences
+            encoder_size(model), len(self.task.target_dictionary), source, target, sequences, decoder
         )

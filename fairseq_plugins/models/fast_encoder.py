@@ -72,6 +72,8 @@ def _unsupported_layer(layer: Any) -> str | None:
         return "of an activation that is not gelu"
     if layer.activation_dropout_module.p or not layer.normalize_before or layer.return_fc:
         return "of dropout of activations, or a layer that norms its output"
+    if 1 in (layer.dropout_module.p, attention.dropout_module.p):
+        return "of dropout of everything"
     if attention.bias_k is not None or attention.add_zero_attn:
         return "of attention to keys that are no tokens"
     return None

@@ -205,6 +205,12 @@ class Ladder(FairseqTask):
             self._climb(update_num)
             return
         level = self._levels_to_come()[0]
+        if level < self.progress.sparsity:
+            fail(
+                f"{self._path(LOG)}: this ladder is at sparsity {level_name(self.progress.sparsity)} %, above the next "
+                f"of --sparsity-levels, {level_name(level)} %: run with the same levels, or start again with another "
+                "--save-dir."
+            )
         if level == self.progress.sparsity:
             logger.info(f"going on at sparsity {level_name(level)} % after {self.progress.updates} updates")
             self._prune(level)

@@ -74,6 +74,18 @@ def test_translation_is_what_their_script_says_at_equal_lengths():
     assert translation_train_flops(Size(6, 512), 32000, 64, 64, 3) == 73002059520
 
 
+def test_a_decoder_of_its_own_size_costs_what_it_computes():
+    size = Size(6, 512)
+
+    def cost(layers: int, ffn: int = 2048) -> float:
+        return translation_train_flops(size, 32000, 30, 20, 1, Size(layers, 512, ffn))
+
+    assert cost(6) == translation_train_flops(size, 32000, 30, 20, 1)
+    assert cost(6) - cost(5) == cost(2) - cost(1) > 0
+    # A row of the FFN: into it with bias and activation, out of it, for 20 positions, forward and backward.
+    assert cost(1, 2049) - cost(1) == 2 * 20 * (2 * 512 + 1 + 8 + 2 * 512)
+
+
 def test_only_cross_attention_couples_source_and_target():
     size = Size(6, 512)
 

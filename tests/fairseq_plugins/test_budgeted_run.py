@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq import checkpoint_utils, options
+from fairseq import options
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import progress_bar
@@ -125,17 +125,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     return fake
 
 
-def run(*flags: Any, save_dir: Path) -> list[dict[str, Any]]:
-    """One fairseq-train in this process; the lines of its log."""
+def run(*flags: Any, save_dir: Path, finish: bool = True) -> list[dict[str, Any]]:
+    """One fairseq-train in this process; the lines of its log. `finish`: as at the end of its process."""
     parser = options.get_training_parser()
     arguments = [*map(str, flags), "--save-dir", str(save_dir), "--user-dir", USER_DIR]
-    for name in ("best", "num_runs"):  # fairseq keeps these on functions, from one run to the next
-        for holder in (checkpoint_utils.save_checkpoint, fairseq_train.should_stop_early):
-            holder.__dict__.pop(name, None)
     previous = signal.getsignal(signal.SIGTERM)
     try:
         fairseq_train.main(convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, arguments)))
-        budgeted_run.current.finish()
+        if finish:
+            budgeted_run.current.finish()
     finally:
         signal.signal(signal.SIGTERM, previous)
     return runlog.read(save_dir / runlog.NAME)
@@ -184,13 +182,19 @@ def test_the_calibrated_clock_reads_the_table_of_time_steps(text, tmp_path, cloc
     row.update({"size": "1l_16h", "layers": 1, "hidden": 16, "ffn": 64, "heads": 2, "length": 16, "batch": 8})
     row.update({"seconds_per_update": 4.0, "device": "cpu", "machine": "", "torch": "", "flags": ""})
     table = tmp_path / "steps.csv"
-    table.write_text(",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
+    entries = 30 + 4 + 1 + 6  # words, special symbols, the mask, and what fills up to a multiple of 8
+    rows = [{**row, "vocabulary": entries}, {**row, "vocabulary": 50265, "seconds_per_update": 9.0}]
+    table.write_text("\n".join(",".join(map(str, line)) for line in (row, *(each.values() for each in rows))) + "\n")
     flags = ["--budget", "20s", "--budget-clock", "calibrated", "--seconds-per-update", table]
     lines = run(text, *MLM, *flags, "--update-freq", "2", save_dir=tmp_path / "run")
     assert lines[0]["seconds_per_update"] == 4
     assert lines[-1]["updates"] == 5
     with pytest.raises(SystemExit, match=r"steps\.csv"):  # no row for updates of 4 sequences
         run(text, *MLM, *flags, save_dir=tmp_path / "other")
+    lines = run(text, *MLM, "--budget", "3s", "--seconds-per-update", table, save_dir=tmp_path / "by the train clock")
+    assert lines[-1]["updates"] == 3
+    with pytest.raises(SystemExit, match=r"steps\.csv: a table is of one --update-freq"):
+        run(text, *MLM, *flags, "--update-freq", "2,4", save_dir=tmp_path / "two")
     shrunk = ["--encoder-layers", "2", "--layer-ffn", "7,64"]
     with pytest.raises(SystemExit, match=r"steps\.csv: a table has no models with --layer-heads or --layer-ffn"):
         run(text, *MLM, *flags, *shrunk, save_dir=tmp_path / "shrunk")
@@ -515,7 +519,12 @@ Trainer.save_checkpoint = save_checkpoint
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "budget", "reason"),
-    [("", "1h", "interrupted"), (FAILING, "1h", "failed"), (DISK_FULL, "1h", "failed"), (DISK_FULL, "0.1s", "failed")],
+    [
+        ("", "1h", "interrupted"),
+        ("import os; os.environ['LOGLEVEL'] = 'WARNING'" + FAILING, "1h", "failed"),
+        (DISK_FULL, "1h", "failed"),
+        (DISK_FULL, "0.1s", "failed"),
+    ],
     ids=["ctrl-c", "exception", "disk full", "disk full at the end"],
 )
 def test_a_run_that_did_not_come_to_its_end_says_so(text, tmp_path, before, budget, reason):
@@ -558,7 +567,7 @@ def test_sigterm_to_all_processes_that_fairseq_spawned_saves(text, tmp_path):
 
 def test_a_table_of_step_times_is_not_for_tasks_without_a_length():
     run_of_a_task = object.__new__(budgeted_run.BudgetedRun)
-    run_of_a_task.section = OmegaConf.create({"seconds_per_update": "steps.csv"})
+    run_of_a_task.section = OmegaConf.create({"seconds_per_update": "steps.csv", "budget_clock": "calibrated"})
     run_of_a_task.root = OmegaConf.create(
         {
             "dataset": {"batch_size": 4},
@@ -569,6 +578,51 @@ def test_a_table_of_step_times_is_not_for_tasks_without_a_length():
     )
     with pytest.raises(SystemExit, match=r"--seconds-per-update steps\.csv: .* give the seconds as a number"):
         run_of_a_task._seconds_per_update()
+
+
+def test_runs_of_one_process_do_not_know_each_other(text, tmp_path, clock):
+    """As under `fairseq-hydra-train --multirun`."""
+    run(text, *MLM, "--budget", "40s", save_dir=tmp_path / "good", finish=False)
+    run(text, *MLM, "--budget", "1s", save_dir=tmp_path / "bad", finish=False)
+    # The first came to its end when the second began.
+    stop = runlog.read(tmp_path / "good" / runlog.NAME)[-1]
+    assert (stop["kind"], stop["reason"], stop["wall_seconds"]) == ("stop", "budget", 40 + 6 * 10 + 100)
+    assert (tmp_path / "bad" / "checkpoint_best.pt").exists()
+    budgeted_run.current.finish()
+
+
+def test_max_update_is_fairseqs_own_count(text, tmp_path, clock):
+    flags = [text, *MLM, "--budget", "30s", "--no-save-optimizer-state", "--disable-validation"]
+    run(*flags, "--max-update", "12", save_dir=tmp_path)
+    lines = run(*flags, "--max-update", "20", save_dir=tmp_path)
+    assert (lines[-1]["updates"], lines[-1]["reason"]) == (30, "budget")
+
+
+def test_a_budget_goes_on_under_a_checkpoint_suffix(text, tmp_path, clock):
+    flags = [text, *MLM, "--budget", "120s", "--checkpoint-suffix=-a", "--disable-validation"]
+    run(*flags, "--max-epoch", "1", save_dir=tmp_path)
+    lines = run(*flags, save_dir=tmp_path)
+    assert [line["updates"] for line in of_kind(lines, "resume")] == [100]
+    assert lines[-1]["updates"] == 120
+
+
+def test_the_wall_clock_is_of_this_run_alone(text, tmp_path, clock):
+    flags = [text, *MLM, "--budget", "300s", "--budget-clock", "wall"]
+    run(*flags, save_dir=tmp_path)
+    for checkpoint in tmp_path.glob("*.pt"):
+        checkpoint.unlink()
+    clock.seconds = 1000.0
+    run(*flags, "--max-update", "3", save_dir=tmp_path)
+    clock.seconds = 1000.0
+    lines = run(*flags, save_dir=tmp_path)
+    assert lines[-1]["updates"] > 3
+
+
+def test_what_is_no_transformer_is_refused(pairs, tmp_path):
+    flags = ["--task", "translation", "--arch", "lstm", "--criterion", "budgeted_label_smoothed_cross_entropy"]
+    flags += ["--batch-size", "8", "--budget", "5s", "--cpu", "--optimizer", "adam", "--lr", "0.001"]
+    with pytest.raises(SystemExit, match="--arch lstm is no Transformer"):
+        run(pairs, *flags, save_dir=tmp_path)
 
 
 def test_continue_once_goes_on_with_the_budget(text, tmp_path, clock):
