@@ -205,11 +205,11 @@ class Ladder(FairseqTask):
             self._climb(update_num)
             return
         level = self._levels_to_come()[0]
-        if level < self.progress.sparsity:
+        if level < self.progress.sparsity and hasattr(self._optimizer, "hold_at_zero"):
             fail(
                 f"{self._path(LOG)}: this ladder is at sparsity {level_name(self.progress.sparsity)} %, above the next "
-                f"of --sparsity-levels, {level_name(level)} %: run with the same levels, or start again with another "
-                "--save-dir."
+                f"of --sparsity-levels, {level_name(level)} %, and --optimizer fused_adam holds the pruned weights at "
+                "zero: run with the same levels, or start again with another --save-dir."
             )
         if level == self.progress.sparsity:
             logger.info(f"going on at sparsity {level_name(level)} % after {self.progress.updates} updates")
