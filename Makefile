@@ -40,6 +40,9 @@ CONFIG ?=
 SET ?=
 STUDY_FLAGS ?=
 
+# Environments may be made at the same time, but each install of this checkout writes into it.
+ALONE := $(if $(shell command -v flock),flock setup.py)
+
 export PYTHONUNBUFFERED := 1
 # Nothing is left outside the checkout, caches included.
 export PIP_CACHE_DIR ?= $(CURDIR)/.cache/pip
@@ -61,7 +64,7 @@ $(STAMP): constraints/fairseq.txt setup.py
 	$(PIP) --constraint constraints/fairseq.txt pip setuptools wheel
 	$(PIP) --constraint constraints/fairseq.txt torch numpy Cython ninja
 	$(PIP) --constraint constraints/fairseq.txt --no-build-isolation fairseq-fixed
-	$(PIP) --constraint constraints/fairseq.txt --no-build-isolation --editable '.[fairseq,pack,hf,report,study,dev]'
+	$(ALONE) $(PIP) --constraint constraints/fairseq.txt --no-build-isolation --editable '.[fairseq,pack,hf,report,study,dev]'
 	touch $@
 
 env-t2t: $(T2T_STAMP)  ## the environment for Tensor2Tensor on TensorFlow 2.12, in .venv-t2t
@@ -72,7 +75,7 @@ $(T2T_STAMP): constraints/t2t.txt setup.py
 	rm -rf $(T2T)
 	$(PYTHON) -m venv $(T2T)
 	$(T2T)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t.txt setuptools wheel
-	$(T2T)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t.txt \
+	$(ALONE) $(T2T)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t.txt \
 		--no-build-isolation --editable '.[t2t]' tensorflow-cpu pytest pytest-xdist hypothesis
 	touch $@
 
@@ -85,7 +88,7 @@ $(TF1_STAMP): constraints/t2t-tf1.txt setup.py
 	rm -rf $(TF1)
 	$(PYTHON37) -m venv $(TF1)
 	$(TF1)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t-tf1.txt setuptools wheel
-	$(TF1)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t-tf1.txt \
+	$(ALONE) $(TF1)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/t2t-tf1.txt \
 		--no-build-isolation --editable '.[t2t]' tensorflow pytest pytest-xdist hypothesis
 	touch $@
 
@@ -101,7 +104,7 @@ $(XLA_STAMP): constraints/xla.txt setup.py
 	$(XLA_PIP) torch torch-xla numpy Cython ninja
 # Not from the cache: a build for .venv is one for another torch.
 	$(XLA_PIP) --no-build-isolation --no-cache-dir fairseq-fixed
-	$(XLA_PIP) --no-build-isolation --editable '.[fairseq,xla]' pytest pytest-xdist hypothesis
+	$(ALONE) $(XLA_PIP) --no-build-isolation --editable '.[fairseq,xla]' pytest pytest-xdist hypothesis
 	touch $@
 
 demo: $(STAMP)  ## the whole study on two cores: BUDGET=10m gives each size longer, OUT=runs/demo
