@@ -557,9 +557,8 @@ def seconds_per_update(
         raise UserError(
             f"{path} has several rows for {shape.name}, batch {batch}, length {length} ({differ}): keep one."
         )
-    has = "; ".join(f"{row.size} batch {row.batch} length {row.length}" for row in table) or "nothing"
-    if vocabulary is not None:
-        has = "; ".join(f"{row.size} batch {row.batch} length {row.length} entries {row.vocabulary}" for row in table)
+    known = (f"{row.size} batch {row.batch} length {row.length} entries {row.vocabulary}" for row in table)
+    has = "; ".join(known) or "nothing"
     entries = "" if vocabulary is None else f", {vocabulary} entries"
     raise UserError(
         f"{path} has no row for {shape.name} (FFN {shape.ffn}, {shape.heads} heads), batch {batch}, length {length}"
