@@ -277,7 +277,7 @@ def test_lookups_that_fail_say_what_is_there(data, tmp_path):
     assert seconds_per_update(table, "1l_16h", 16, 32, vocabulary=100, flags="") > 0
     for size, batch, length in ((SMALL, 16, 32), (TINY, 8, 32), (TINY, 16, 64)):
         with pytest.raises(
-            UserError, match="it has 1l_16h batch 16 length 32: add it by `train-large time-steps"
+            UserError, match="it has 1l_16h batch 16 length 32 entries 100: add it by `train-large time-steps"
         ) as error:
             seconds_per_update(table, size, batch, length)
         assert str(table) in str(error.value)
