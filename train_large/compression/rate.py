@@ -2,7 +2,7 @@
 
 With entropy coding a weight costs the information in its index, not the width of the index, and so a large weight may
 lie far out on a fine grid: no range need be clipped. One number per tensor remains to be chosen, the step of a uniform
-grid of which zero is a point (a mid-tread quantizer: pruned weights need no mask):
+grid of which zero is a point (a mid-tread quantizer: pruned weights need no mask on a coarse grid):
 
     weights              0.31   0    -0.07   0.12   -0.48         step 0.1
     round(w / step)      3      0    -1      1      -5            what the entropy coder is to code
@@ -49,6 +49,7 @@ _BINS = 1 << 17  # of a histogram, on each side of zero
 _FINEST = 16000  # steps from zero to the largest magnitude: indices from -16000 to 16000 have 15 bits
 _PER_OCTAVE = 32  # steps on the ladder between one and its double
 _LEAST_ERROR = 1e-3  # relative, of a matrix: finer steps are not looked at
+_SPIKE = 10  # zeros are a mask where they are at least one in so many
 _TRELLIS_ERROR = 0.87  # over that of rounding
 _GUESSES = 6
 _CLOSE = 2e-4  # of the target: a search ends when no better choice can gain more
@@ -57,7 +58,10 @@ Size = Callable[[Quantizer], int]
 
 
 def quantize_to_step(w: Tensor, step: float) -> Quantized:
-    """`w`, of any shape and floating type, rounded to multiples of `step`: one range, no mask, zero exactly zero.
+    """`w`, of any shape and floating type, rounded to multiples of `step`: one range, zero exactly zero.
+
+    Zeros are indices like all others, but where many of them stand among indices of more than 8 bits, as in a pruned
+    tensor: those are coded in two parts, to which a peak of zeros would be lost, and so they are kept by a mask.
 
     `bits` is the width of the indices, 2 to 15. The `step` of the result is the one with the least squared error for
     these indices. It has so few digits that index times step is exact in float32: `dequantize` gives exactly 0 for
@@ -91,8 +95,11 @@ def quantize_to_step(w: Tensor, step: float) -> Quantized:
     best = _fitted(inner, norm, grid, digits)
     lowest, highest = min(ends, default=0), max(ends, default=0)
     bits = max(2, (highest - lowest).bit_length())
-    codes -= np.int16(lowest)
-    return _quantized(codes, lowest, best, w.shape, bits)
+    mask = codes != 0
+    if bits <= 8 or _SPIKE * (codes.size - np.count_nonzero(mask)) < codes.size:
+        mask[:] = True
+    codes[mask] -= np.int16(lowest)
+    return replace(_quantized(codes, lowest, best, w.shape, bits), mask=_mask(mask, w.shape))
 
 
 def quantize_by_trellis(w: Tensor, step: float) -> Quantized:
@@ -107,7 +114,8 @@ def quantize_by_trellis(w: Tensor, step: float) -> Quantized:
         return rounded
     flat = w.detach().reshape(-1)
     mask = (flat != 0).numpy()
-    counts = np.bincount(rounded.indices.reshape(-1).numpy()[mask])
+    indices = rounded.indices if rounded.mask is None else rounded.indices.int().masked_fill(~rounded.mask, -1) + 1
+    counts = np.bincount(indices.reshape(-1).numpy()[mask])
     if entropy(counts) <= TRELLIS_BITS * counts.sum():
         return rounded
     digits = 23 - (rounded.bits + 2)  # twice as many indices; the nearest allowed one may lie outside their range
@@ -128,9 +136,14 @@ def quantize_by_trellis(w: Tensor, step: float) -> Quantized:
     codes[mask] -= np.int16(lowest)
     return replace(
         _quantized(codes, lowest, best, w.shape, bits),
-        mask=None if mask.all() else torch.from_numpy(mask).view(w.shape),
+        mask=_mask(mask, w.shape),
         trellis=True,
     )
+
+
+def _mask(kept: np.ndarray, shape: torch.Size) -> Tensor | None:
+    """The mask of a tensor, bool; None where all weights are kept."""
+    return None if kept.all() else torch.from_numpy(kept).view(shape)
 
 
 def _quantized(codes: np.ndarray, lowest: int, step: np.float32, shape: torch.Size, bits: int) -> Quantized:
