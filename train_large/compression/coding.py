@@ -6,11 +6,14 @@ A block is one byte that names its method, then the method's bytes. For n symbol
     1, 2, 4, 8  a zstandard frame of bytes that hold so many symbols each, the first in the lowest bits, filled up by 0
     128 + n     such bytes of n symbols by LZMA: its properties (one byte, as in an .lzma file), a raw stream with end
                 marker
+    254         of symbols of width 1: the bytes of their bit string, as a block of symbols of width 8
     255         the commonest symbol (one byte), the length of the next block (four bytes, lowest first), a block of
-                width 1 that has a 1 for every symbol that is not the commonest, and a block of those, not split again
+                width 1 that has a 1 for every symbol that is not the commonest, and a block of those
 
 Huffman codes give every symbol a whole number of bits, which costs much where one symbol has more than half of the
 probability: there several symbols to a byte, or the split, take the loss away (docs/packed.md has the measurements).
+A few large weights make symbols too wide to be several to a byte; then what a split leaves is split again, at most
+LEVELS times, and so are the bytes of a bit string of few ones (254). Such a block is deep.
 
 LZMA's range coder learns as it goes, so it needs no table, and it can learn each column of a narrow matrix apart. It is
 slow: a twentieth of zstandard's speed, and so for blocks of at most 2^16 symbols, where a table weighs the most.
@@ -29,7 +32,8 @@ from typing import Callable
 import numpy as np
 import zstandard
 
-RAW, LZMA, SPLIT = 0, 128, 255
+RAW, LZMA, BYTES, SPLIT = 0, 128, 254, 255
+LEVELS = 4  # blocks of BYTES and SPLIT, one within the other
 PER_BYTE = (1, 2, 4, 8)
 SYMBOLS_PER_BYTE = 512  # at most
 
@@ -43,44 +47,65 @@ _PARAMETERS = zstandard.ZstdCompressionParameters(
 )
 _LZMA_DICTIONARY = 1 << 17
 _PERIOD = 16  # symbols: columns of a narrow matrix, in LZMA's terms literal positions
+_DEEP = 1.01  # what is not deep is read more quickly, and may be so much longer
 _local = threading.local()  # compressors are not for several threads
 
 
-def encode(symbols: np.ndarray, width: int, split: bool = True, slow: bool = True) -> bytes:
+def encode(symbols: np.ndarray, width: int, levels: int = LEVELS, slow: bool = True) -> bytes:
     """A block for `symbols` (uint8, 1-D, each below 2^width, width 1 to 8), by the method that is shortest on a sample
-    of them. `split` and `slow` say whether SPLIT and, of few symbols, LZMA may be tried.
+    of them. `levels` and `slow` say how many of BYTES and SPLIT may lie within each other, and whether LZMA may be
+    tried, of few symbols.
     """
     sample = _sample(symbols)
-    methods: dict[int, Callable[[np.ndarray], bytes]] = {RAW: partial(pack_bits, width=width)}
+    methods: dict[tuple[int, bool], Callable[[np.ndarray], bytes]] = {(RAW, False): partial(pack_bits, width=width)}
     if len(sample):
         counts = np.bincount(sample, minlength=256)
         widest = int(symbols.max())
         fitting = [n for n in PER_BYTE if widest < 1 << 8 // n]
         # As many to a byte as fit, or fewer where the coder then has less to learn.
-        methods.update({n: partial(_zstd, per_byte=n) for n in fitting[-2:]})
+        methods.update({(n, False): partial(_zstd, per_byte=n) for n in fitting[-2:]})
         slow = slow and sample is symbols
         if slow:
-            methods.update({LZMA + n: partial(_lzma, per_byte=n) for n in fitting[-2:]})
-        if split and width > 1 and 4 * counts.max() > len(sample):
-            common = int(counts.argmax())
-            methods[SPLIT] = partial(_split, width=width, common=common, slow=slow)
+            methods.update({(LZMA + n, False): partial(_lzma, per_byte=n) for n in fitting[-2:]})
+        if width > 1 and 4 * counts.max() > len(sample):
+            split = partial(_split, width=width, common=int(counts.argmax()), slow=slow)
+            if levels in (1, LEVELS):
+                methods[SPLIT, False] = partial(split, levels=0)
+            if levels > 1:
+                methods[SPLIT, True] = partial(split, levels=levels - 1)
+        if width == 1 and levels and 5 * counts[0] > 4 * len(sample):
+            methods[BYTES, True] = partial(_bytes, levels=levels - 1, slow=slow)
     tried = {method: code(sample) for method, code in methods.items()}
-    best = min(tried, key=lambda method: len(tried[method]))
+    best = min(tried, key=lambda method: len(tried[method]) * (_DEEP if method[1] and levels == LEVELS else 1))
     body = tried[best] if sample is symbols else methods[best](symbols)
-    if best != RAW and len(body) > -(-len(symbols) * width // 8):
-        best, body = RAW, pack_bits(symbols, width)
-    return bytes([best]) + body
+    if best[0] != RAW and len(body) > -(-len(symbols) * width // 8):
+        best, body = (RAW, False), pack_bits(symbols, width)
+    if best[0] == BYTES and len(symbols) > SYMBOLS_PER_BYTE * len(body):
+        best, body = (8, False), _zstd(symbols, 8)
+    return bytes([best[0]]) + body
 
 
-def decode(block: memoryview | bytes, count: int, width: int) -> np.ndarray:
-    """The `count` symbols (uint8) of a block. Raises ValueError where it is not such a block."""
+def is_deep(block: bytes | memoryview) -> bool:
+    """Whether BYTES, or a SPLIT within what is left by another one, is in a block that `encode` made."""
+    if block[0] != SPLIT:
+        return block[0] == BYTES
+    end = 6 + int.from_bytes(block[2:6], "little")
+    return block[6] == BYTES or block[end] == SPLIT
+
+
+def decode(block: memoryview | bytes, count: int, width: int, levels: int = LEVELS) -> np.ndarray:
+    """The `count` symbols (uint8) of a block. Raises ValueError where it is not such a block, and for more than so many
+    levels of BYTES and SPLIT.
+    """
     if not block or count > SYMBOLS_PER_BYTE * len(block):
         raise ValueError(f"{len(block)} bytes cannot hold {count} symbols")
     method, body = block[0], block[1:]
     if method == RAW:
         return unpack_bits(body, count, width)
-    if method == SPLIT:
-        return _unsplit(body, count, width)
+    if method in (BYTES, SPLIT):
+        if levels == 0:
+            raise ValueError("a block has more levels than it may")
+        return _unsplit(body, count, width, levels - 1) if method == SPLIT else _unbytes(body, count, width, levels - 1)
     per_byte = method % LZMA
     if per_byte not in PER_BYTE:
         raise ValueError(f"{method} is no method of coding")
@@ -212,21 +237,29 @@ def _apart(packed: np.ndarray, count: int, width: int, per_byte: int) -> np.ndar
     return symbols
 
 
-def _split(symbols: np.ndarray, width: int, common: int, slow: bool) -> bytes:
+def _bytes(symbols: np.ndarray, levels: int, slow: bool) -> bytes:
+    packed = np.frombuffer(pack_bits(symbols, 1), dtype=np.uint8)
+    return encode(packed, 8, levels, slow)
+
+
+def _unbytes(body: memoryview | bytes, count: int, width: int, levels: int) -> np.ndarray:
+    if width != 1:
+        raise ValueError(f"symbols of {width} bits are coded as if they were of one")
+    return unpack_bits(decode(body, -(-count // 8), 8, levels).data, count, 1)
+
+
+def _split(symbols: np.ndarray, width: int, common: int, levels: int, slow: bool) -> bytes:
     others = symbols != common
-    where = encode(others.view(np.uint8), 1, slow=slow)
-    rest = encode(symbols[others], width, split=False, slow=slow)
+    where = encode(others.view(np.uint8), 1, levels, slow)
+    rest = encode(symbols[others], width, levels, slow)
     return bytes([common]) + len(where).to_bytes(4, "little") + where + rest
 
 
-def _unsplit(body: memoryview | bytes, count: int, width: int) -> np.ndarray:
+def _unsplit(body: memoryview | bytes, count: int, width: int, levels: int) -> np.ndarray:
     if len(body) < 5 or body[0] >= 1 << width or width == 1:
         raise ValueError("a split is cut short or has no such symbol")
     length = int.from_bytes(body[1:5], "little")
-    others = decode(body[5 : 5 + length], count, 1).astype(bool)
+    others = decode(body[5 : 5 + length], count, 1, levels).astype(bool)
     symbols = np.full(count, body[0], dtype=np.uint8)
-    rest = body[5 + length :]
-    if rest and rest[0] == SPLIT:
-        raise ValueError("a split lies within a split")
-    symbols[others] = decode(rest, int(np.count_nonzero(others)), width)
+    symbols[others] = decode(body[5 + length :], int(np.count_nonzero(others)), width, levels)
     return symbols

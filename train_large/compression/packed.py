@@ -51,7 +51,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from train_large.compression.coding import SYMBOLS_PER_BYTE, decode, encode, to_lzma, unlzma
+from train_large.compression.coding import LEVELS, SYMBOLS_PER_BYTE, decode, encode, is_deep, to_lzma, unlzma
 from train_large.compression.parallel import pool
 from train_large.compression.quantization import MAX_BITS, Quantized, dequantize, dequantized
 from train_large.compression.storage import block_size
@@ -62,7 +62,7 @@ from train_large.files import whole
 NAME = "train-large"
 FORMAT = "packed model"
 FILES = ("dict.txt", "labels.txt", "encoder.json", "vocab.bpe")  # what goes with a model
-VERSIONS = PLAIN, WITH_TRELLIS = 2, 3
+VERSIONS = PLAIN, WITH_TRELLIS, WITH_DEEP_BLOCKS = 2, 3, 4
 CHUNK = 1 << 22  # weights to a block
 SMALL = 1 << 12  # weights: tensors of no more are coded with others
 AHEAD = 8  # parts that are decoded before they are asked for
@@ -77,6 +77,7 @@ _KIND = (
     "dtype",
     "mask",
     "trellis",
+    "deep",
 )  # of a part: with its tensors' shapes, all that says what blocks are
 # What reading JSON of another shape than it should have may raise.
 _WRONG = (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError)
@@ -126,7 +127,7 @@ class Part:
     """What the index says of tensors that are coded as one.
 
     bits: of quantized tensors; None where `dtype` says what the values are. blocks: the bytes of each block. trellis:
-    whether the lowest bit of the codes is left out.
+    whether the lowest bit of the codes is left out. deep: whether some of its blocks are (coding.py).
     """
 
     entries: tuple[Entry, ...]
@@ -136,6 +137,7 @@ class Part:
     mask: bool
     blocks: tuple[int, ...]
     trellis: bool = False
+    deep: bool = False
 
     @property
     def count(self) -> int:
@@ -193,8 +195,8 @@ def write_packed(
     described, blocks = [], []
     for part in parts:
         mine = [block for future in part.coming for block in future.result()]
-        lengths = [len(block) for block in mine]
-        described.append({**part.kind, "blocks": lengths, "crc32": _crc32(part.shapes, part.kind, mine)})
+        kind = {**part.kind, **({"deep": True} if any(map(is_deep, mine)) else {})}
+        described.append({**kind, "blocks": [*map(len, mine)], "crc32": _crc32(part.shapes, kind, mine)})
         blocks += mine
     # The files are text, and share much of it: in one frame with the rest they take the least.
     index = {"checkpoint": checkpoint, "tensors": entries, "parts": described, "files": dict(files)}
@@ -329,9 +331,9 @@ def read_index(path: Path) -> tuple[Index, memoryview]:
 
 def _check_version(version: str | None) -> None:
     if version not in [str(readable) for readable in VERSIONS]:
-        readable = " and ".join(map(str, VERSIONS))
         raise UserError(
-            f"it is of format {version}, and this train-large reads {readable}: install the one that wrote it."
+            f"it is of format {version}, and this train-large reads {VERSIONS[0]} to {VERSIONS[-1]}: install the one "
+            "that wrote it."
         )
 
 
@@ -402,12 +404,12 @@ def _entry(one: Any, before: Mapping[str, Entry]) -> Entry:
 def _part(one: Any, entries: tuple[Entry, ...]) -> tuple[Part, int]:
     """A part of the index with every field checked, and its CRC-32."""
     name = entries[0].name
-    known = {"mask", "blocks", "crc32"}  # the first may be missing, as may `granularity`
+    known = {"mask", "deep", "blocks", "crc32"}  # the first two may be missing, as may `granularity`
     if not isinstance(one, dict) or not isinstance(one.get("blocks"), list):
         raise UserError(f"{name} has no blocks: the index is damaged.")
     blocks = tuple(map(_natural, one["blocks"]))
-    mask, crc32 = one.get("mask", False), one.get("crc32")
-    if type(mask) is not bool or type(crc32) is not int:
+    mask, deep, crc32 = one.get("mask", False), one.get("deep", False), one.get("crc32")
+    if type(mask) is not bool or type(deep) is not bool or type(crc32) is not int:
         raise UserError(f"{name}: the index is damaged.")
     if "bits" in one:
         bits, granularity = one["bits"], one.get("granularity", "tensor")
@@ -426,11 +428,11 @@ def _part(one: Any, entries: tuple[Entry, ...]) -> tuple[Part, int]:
             raise UserError(f"{name} has a granularity of {granularity!r}: the index is damaged.") from None
         if type(trellis) is not bool or (trellis and (bits < 3 or granularity != "tensor" or len(entries) > 1)):
             raise UserError(f"{name} has a trellis where there can be none: the index is damaged.")
-        part = Part(entries, bits, granularity, None, mask, blocks, trellis)
+        part = Part(entries, bits, granularity, None, mask, blocks, trellis, deep)
     else:
         if one.keys() - known != {"dtype"} or one["dtype"] not in _PLAIN or (mask and one["dtype"] != "float32"):
             raise UserError(f"{name} has a dtype that this format does not have: the index is damaged.")
-        part = Part(entries, None, "tensor", one["dtype"], mask, blocks)
+        part = Part(entries, None, "tensor", one["dtype"], mask, blocks, deep=deep)
     chunks = -(-part.count // CHUNK)
     if len(blocks) != (part.bits is not None) + chunks * (len(part.widths) + mask):
         raise UserError(f"{part} has {len(blocks)} blocks, which do not fit its shape: the index is damaged.")
@@ -522,11 +524,11 @@ def _encode_chunk(values: np.ndarray, keep: np.ndarray | None, bits: int, trelli
 
 def _decoded(part: Part, blocks: memoryview) -> deque[Quantized | Tensor]:
     """The tensors of a part. Raises ValueError where its blocks do not hold them."""
-    ends = np.cumsum(part.blocks)
+    ends, levels = np.cumsum(part.blocks), LEVELS if part.deep else 1
     pieces = iter([blocks[end - length : end] for end, length in zip(ends, part.blocks)])
     if part.bits is not None:
         groups = part.groups
-        ranges = _from_byte_planes(decode(next(pieces), 8 * sum(groups), 8), "<f4").reshape(2, sum(groups))
+        ranges = _from_byte_planes(decode(next(pieces), 8 * sum(groups), 8, levels), "<f4").reshape(2, sum(groups))
         if not np.isfinite(ranges).all():
             raise ValueError("its ranges are not finite")
         values = np.zeros(part.count, np.uint8 if part.bits <= 8 else np.int16)
@@ -537,10 +539,10 @@ def _decoded(part: Part, blocks: memoryview) -> deque[Quantized | Tensor]:
         here = values[start : start + CHUNK]
         count, keep = len(here), None
         if mask is not None:
-            keep = decode(next(pieces), count, 1).astype(bool)
+            keep = decode(next(pieces), count, 1, levels).astype(bool)
             mask[start : start + CHUNK] = keep
             count = int(np.count_nonzero(keep))
-        symbols = [decode(next(pieces), count, width) for width in part.widths]
+        symbols = [decode(next(pieces), count, width, levels) for width in part.widths]
         if part.bits is None:
             found: np.ndarray = np.stack(symbols[::-1], axis=1)
         elif len(symbols) == 1:
@@ -581,7 +583,10 @@ def _from_byte_planes(planes: np.ndarray, dtype: str) -> np.ndarray:
 
 def _version(parts: Iterable[Any]) -> int:
     """The first format that has what these parts need."""
-    return WITH_TRELLIS if any(isinstance(part, dict) and part.get("trellis") for part in parts) else PLAIN
+    described = [part for part in parts if isinstance(part, dict)]
+    if any(part.get("deep") for part in described):
+        return WITH_DEEP_BLOCKS
+    return WITH_TRELLIS if any(part.get("trellis") for part in described) else PLAIN
 
 
 def _metadata(checkpoint: Mapping[str, Any], index_crc32: int, version: int) -> dict[str, str]:

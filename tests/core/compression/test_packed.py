@@ -62,6 +62,7 @@ def some_tensors() -> list[tuple[str, Quantized | torch.Tensor | str]]:
         ("large, too", quantize_tensor(torch.randn(70, 64), 5)),
         ("small as large", quantize_tensor(torch.randn(9), 5)),
         ("empty, too", torch.zeros(0, dtype=torch.int64)),
+        ("deep", quantize_tensor(torch.randn(280, 256) * torch.where(torch.rand(280, 256) < 0.001, 30, 1), 6)),
         ("trellis", quantize_by_trellis(torch.randn(70, 64), 0.02)),
         ("trellis, pruned", quantize_by_trellis(torch.randn(90, 64) * (torch.rand(90, 64) < 0.5), 0.5)),
     ]
@@ -128,7 +129,7 @@ def test_it_is_a_safetensors_file(good):
         assert set(file.keys()) == {"index", "weights"}
         metadata = file.metadata()
     assert metadata.pop("crc32")
-    assert metadata == {"train-large": "packed model", "version": "3", "size": "2l_16h"}
+    assert metadata == {"train-large": "packed model", "version": "4", "size": "2l_16h"}
 
 
 def test_small_tensors_of_one_kind_are_coded_together(good, tmp_path):
@@ -233,6 +234,7 @@ LIES = {  # of a tensor: what to say in which place; of its part: what to add
     "a trellis of rows": ("rows", {"trellis": True}),
     "a trellis of plain values": ("plain", {"trellis": True}),
     "a trellis in words": ("trellis", {"trellis": "yes"}),
+    "depth in words": ("deep", {"deep": "yes"}),
     "tied to nothing": ("tied", {SHAPE: "missing"}),
     "tied to itself": ("tied", {SHAPE: "tied"}),
     "a name that is none": ("dense", {NAME: 3}),
@@ -296,15 +298,28 @@ def test_the_version_is_the_first_that_has_what_a_file_needs(good, tmp_path):
         with safetensors.safe_open(path, "numpy") as file:
             return file.metadata()["version"]
 
-    plain = [(name, tensor) for name, tensor in some_tensors() if not getattr(tensor, "trellis", False)]
-    write_packed(plain, CHECKPOINT, FILES, tmp_path / "plain")
-    assert (version(tmp_path / "plain"), version(good)) == ("2", "3")
+    shallow = [(name, tensor) for name, tensor in some_tensors() if name != "deep"]
+    plain = [(name, tensor) for name, tensor in shallow if not getattr(tensor, "trellis", False)]
+    for name, tensors in (("shallow", shallow), ("plain", plain)):
+        write_packed(tensors, CHECKPOINT, FILES, tmp_path / name)
+    assert [version(tmp_path / name) for name in ("plain", "shallow")] == ["2", "3"]
+    assert version(good) == "4"
 
     def older(index, header):
-        header["__metadata__"]["version"] = "2"
+        header["__metadata__"]["version"] = "3"
 
     with pytest.raises(UserError, match="metadata and its index differ"):
         read_packed(rewritten(good, tmp_path / "older", older))
+
+
+def test_blocks_that_are_deeper_than_the_index_says(good, tmp_path):
+    def shallow(index, header):
+        header["__metadata__"]["version"] = "3"
+        for part in index["parts"]:
+            part.pop("deep", None)
+
+    with pytest.raises(UserError, match="deep is damaged.*more levels"):
+        read_packed(rewritten(good, tmp_path / "lie.safetensors", shallow, True))
 
 
 def test_indices_that_no_trellis_allows_are_not_written():
@@ -316,9 +331,9 @@ def test_indices_that_no_trellis_allows_are_not_written():
 
 def test_a_newer_format_and_other_files(good, tmp_path):
     def newer(index, header):
-        header["__metadata__"]["version"] = "4"
+        header["__metadata__"]["version"] = "5"
 
-    with pytest.raises(UserError, match=r"newer.*format 4.*install"):
+    with pytest.raises(UserError, match=r"newer.*format 5.*install"):
         read_packed(rewritten(good, tmp_path / "newer", newer))
     (tmp_path / "text").write_text("hello")
     (tmp_path / "empty").write_bytes(b"")
