@@ -51,16 +51,18 @@ _DEEP = 1.01  # what is not deep is read more quickly, and may be so much longer
 _local = threading.local()  # compressors are not for several threads
 
 
-def encode(symbols: np.ndarray, width: int, levels: int = LEVELS, slow: bool = True) -> bytes:
+def encode(
+    symbols: np.ndarray, width: int, levels: int = LEVELS, slow: bool = True, widest: int | None = None
+) -> bytes:
     """A block for `symbols` (uint8, 1-D, each below 2^width, width 1 to 8), by the method that is shortest on a sample
     of them. `levels` and `slow` say how many of BYTES and SPLIT may lie within each other, and whether LZMA may be
-    tried, of few symbols.
+    tried, of few symbols. `widest`: the largest symbol, if it is known; of a sample the one of all that it is of.
     """
     sample = _sample(symbols)
     methods: dict[tuple[int, bool], Callable[[np.ndarray], bytes]] = {(RAW, False): partial(pack_bits, width=width)}
     if len(sample):
         counts = np.bincount(sample, minlength=256)
-        widest = int(symbols.max())
+        widest = int(symbols.max()) if widest is None else widest
         fitting = [n for n in PER_BYTE if widest < 1 << 8 // n]
         # As many to a byte as fit, or fewer where the coder then has less to learn.
         methods.update({(n, False): partial(_zstd, per_byte=n) for n in fitting[-2:]})
@@ -68,7 +70,7 @@ def encode(symbols: np.ndarray, width: int, levels: int = LEVELS, slow: bool = T
         if slow:
             methods.update({(LZMA + n, False): partial(_lzma, per_byte=n) for n in fitting[-2:]})
         if width > 1 and 4 * counts.max() > len(sample):
-            split = partial(_split, width=width, common=int(counts.argmax()), slow=slow)
+            split = partial(_split, width=width, common=int(counts.argmax()), slow=slow, widest=widest)
             if levels in (1, LEVELS):
                 methods[SPLIT, False] = partial(split, levels=0)
             if levels > 1:
@@ -248,10 +250,11 @@ def _unbytes(body: memoryview | bytes, count: int, width: int, levels: int) -> n
     return unpack_bits(decode(body, -(-count // 8), 8, levels).data, count, 1)
 
 
-def _split(symbols: np.ndarray, width: int, common: int, levels: int, slow: bool) -> bytes:
+def _split(symbols: np.ndarray, width: int, common: int, levels: int, slow: bool, widest: int) -> bytes:
     others = symbols != common
     where = encode(others.view(np.uint8), 1, levels, slow)
-    rest = encode(symbols[others], width, levels, slow)
+    # A sample may lack the symbols that decide how many are put to a byte.
+    rest = encode(symbols[others], width, levels, slow, widest if widest != common else None)
     return bytes([common]) + len(where).to_bytes(4, "little") + where + rest
 
 
