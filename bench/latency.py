@@ -1,7 +1,9 @@
 """How long a prediction takes, and in how much memory: `make bench` writes bench/latency.csv.
 
 One classifier with random weights, in fairseq's fp32, packed and run by train_large, and in the peers: torchao's int8
-weight-only and onnxruntime's dynamic int8, on the Hugging Face model that `train_large.export` makes of it. Each runs
+weight-only, torch's and onnxruntime's dynamic int8, on the Hugging Face model that `train_large.export` makes of it.
+With random weights all labels are close calls, so those are off, but for one contestant, which decides a tenth of a
+large batch again in float32, as trained models do (docs/runtime.md). Each runs
 in a process of its own and all of them wait while one computes. They take turns (A B C A B C), on the same tokens, and
 the ratios are medians over the rounds of what a round gives.
 """
@@ -31,8 +33,9 @@ from train_large.machine import describe
 SHAPES = ((6, 512), (12, 768))  # layers, hidden; heads of 64
 ENTRIES, LENGTH, CLASSES = 50265, 128, 2
 BATCHES = {1: 5, 32: 1}  # sentences, and how often a turn measures
-OURS = ("int8 8", "int8 6", "int8 4", "bfloat16 8", "float32 8", "float32 6", "float32 4")
-PEERS = ("torchao int8wo fp32", "torchao int8wo bf16", "onnxruntime dynamic int8")
+OURS = ("int8 8", "int8 8 again", "int8 6", "int8 4", "bfloat16 8", "float32 8", "float32 6", "float32 4")
+AGAIN = 0.1  # of a batch, rounded down, by the one that is called so
+PEERS = ("torchao int8wo fp32", "torchao int8wo bf16", "torch dynamic int8", "onnxruntime dynamic int8")
 BASE = "fairseq fp32"
 
 _REST = 0.1  # seconds, for the threads of the one before, which wait busily for a while
@@ -56,7 +59,7 @@ def prepare(folder: Path, layers: int, hidden: int) -> None:
     write_checkpoint(checkpoint, folder / "model.pt")
     state, first = checkpoint["model"], tied_to(checkpoint["model"])
     rest = {key: value for key, value in checkpoint.items() if key != "model"}
-    for bits in {int(name.split()[1]) for name in OURS}:
+    for bits in sorted({int(name.split()[1]) for name in OURS}):
         tensors = (
             (name, w if name not in first else quantize_tensor(w, bits) if first[name] == name else first[name])
             for name, w in state.items()
@@ -97,13 +100,16 @@ def load_fairseq(folder: Path) -> tuple[Predict, int]:
     return lambda ids: model(ids, classification_head_name="head")[0], _fp32_bytes(model)
 
 
-def load_ours(folder: Path, precision: str, bits: str) -> tuple[Predict, int]:
+def load_ours(folder: Path, precision: str, bits: str, again: str = "") -> tuple[Predict, int]:
     from train_large.compression.runtime import load_model
 
     model = load_model(folder / f"{bits}.packed", precision)
-    # The labels of random weights are all close calls: those of a trained model are a few per cent, decided twice.
-    once = replace(model, doubt=0.0)
-    return lambda ids: once.logits(ids.tolist()), model.resident_bytes()
+    once, doubts = replace(model, doubt=0.0), dict.fromkeys(BATCHES, 0.0)
+    for batch in BATCHES if again else ():
+        leads = (once.logits(_tokens(batch).tolist())[0] @ torch.tensor([1.0, -1.0])).abs().sort().values
+        doubts[batch] = float(leads[int(AGAIN * batch)])
+    models = {batch: replace(model, doubt=doubt if int(AGAIN * batch) else 0.0) for batch, doubt in doubts.items()}
+    return lambda ids: models[len(ids)].logits(ids.tolist()), model.resident_bytes()
 
 
 def load_torchao(folder: Path, dtype: torch.dtype) -> tuple[Predict, int]:
@@ -112,6 +118,15 @@ def load_torchao(folder: Path, dtype: torch.dtype) -> tuple[Predict, int]:
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "hf", dtype=dtype).eval()
     quantize_(model, Int8WeightOnlyConfig())
+    mask = {batch: torch.ones(batch, LENGTH, dtype=torch.int64) for batch in BATCHES}
+    return lambda ids: model(ids, mask[len(ids)]).logits, 0
+
+
+def load_dynamic(folder: Path) -> tuple[Predict, int]:
+    import transformers
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "hf").eval()
+    model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
     mask = {batch: torch.ones(batch, LENGTH, dtype=torch.int64) for batch in BATCHES}
     return lambda ids: model(ids, mask[len(ids)]).logits, 0
 
@@ -154,11 +169,12 @@ def work(name: str, folder: Path) -> None:
         BASE: lambda: load_fairseq(folder),
         PEERS[0]: lambda: load_torchao(folder, torch.float32),
         PEERS[1]: lambda: load_torchao(folder, torch.bfloat16),
-        PEERS[2]: lambda: load_onnx(folder),
+        PEERS[2]: lambda: load_dynamic(folder),
+        PEERS[3]: lambda: load_onnx(folder),
         **{f"packed {ours}": lambda ours=ours: load_ours(folder, *ours.split()) for ours in OURS},
     }
     predict, weights = loaders[name]()
-    tokens = {b: torch.randint(4, ENTRIES, (b, LENGTH), generator=torch.Generator().manual_seed(b)) for b in BATCHES}
+    tokens = {batch: _tokens(batch) for batch in BATCHES}
     _answer({"weights": weights})
     with torch.inference_mode():
         for line in sys.stdin:
@@ -213,7 +229,7 @@ def race(layers: int, hidden: int, peers: Path, rounds: int, threads: int) -> li
             Contestant(peers if name in PEERS else Path(sys.executable), name, folder, threads) for name in names
         ]
         for batch, repeats in BATCHES.items():
-            for _ in range(_rounds(rounds, batch)):
+            for _ in range(rounds):
                 for contestant in contestants:
                     time.sleep(_REST)
                     contestant.measure(batch, repeats)
@@ -233,7 +249,7 @@ def race(layers: int, hidden: int, peers: Path, rounds: int, threads: int) -> li
             },
             "resident_weights_share_of_fp32": f"{contestant.weights / base.weights:.4f}" if contestant.weights else "",
             "peak_process_mb": f"{contestant.peak / 1e6:.0f}",
-            "rounds": _rounds(rounds, batch),
+            "rounds": rounds,
             "machine": describe(threads),
             "torch": torch.__version__,
         }
@@ -242,9 +258,8 @@ def race(layers: int, hidden: int, peers: Path, rounds: int, threads: int) -> li
     ]
 
 
-def _rounds(rounds: int, batch: int) -> int:
-    """All of them of single sentences; of large batches, which take long and vary less, a third."""
-    return rounds if batch == 1 else -(-rounds // 3)
+def _tokens(batch: int) -> torch.Tensor:
+    return torch.randint(4, ENTRIES, (batch, LENGTH), generator=torch.Generator().manual_seed(batch))
 
 
 def _ratio(one: Contestant, other: Contestant, batch: int) -> float:
@@ -276,7 +291,7 @@ def _peak() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="Python with the peers")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each at batch 1 (15), a third at others")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each (9)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--shape", action="append", help="layers x hidden, as 6x512; can be repeated")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
@@ -297,7 +312,7 @@ def main() -> None:
         raise SystemExit(f"{args.peers} does not exist: run make env-peers, or give a Python with the peers by --peers")
     rows = [row for layers, hidden in shapes for row in race(layers, hidden, args.peers, args.rounds, args.threads)]
     for row in rows:
-        print(*list(row.values())[:9], sep="\t")
+        print(*list(row.values())[:10], sep="\t")
     aside = args.out.with_suffix(".tmp")
     with aside.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

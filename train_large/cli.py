@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import logging
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         if error.filename is not None:
-            raise
+            print(f"train-large {options.command}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
         print(f"train-large {options.command}: error: what it prints: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest has nowhere to go
         return 2
@@ -390,16 +393,21 @@ def _predict(options: argparse.Namespace) -> None:
 
     if sys.stdin is None:
         raise UserError("standard input is closed: give the sentences there.")
-    lines = (_utf8(line) for line in sys.stdin.buffer)
-    for line in predict_lines(options.file, lines, options.activations, options.batch, options.top, options.head):
+    found = predict_lines(options.file, _sentences(), options.activations, options.batch, options.top, options.head)
+    for line in found:
         print(line, flush=True)
 
 
-def _utf8(line: bytes) -> str:
+def _sentences() -> Iterator[str]:
+    """The lines of standard input. A byte order mark is no text here either (read_lines, train_large/data)."""
+    number = 0
     try:
-        return line.decode("utf-8").rstrip("\r\n")
+        for number, line in enumerate(sys.stdin.buffer, start=1):
+            yield (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"standard input is not UTF-8 text ({error}): convert it first.") from None
+        raise UserError(f"line {number}: standard input is not UTF-8 text ({error}): convert it first.") from None
+    except OSError as error:
+        raise UserError(f"standard input cannot be read ({error.strerror}): give the sentences there.") from None
 
 
 def _shrink(options: argparse.Namespace) -> None:
@@ -416,6 +424,8 @@ def _export_hf(options: argparse.Namespace) -> None:
         name, _, value = text.partition("=")
         try:
             scores[name] = float(value)
+            if not name or not math.isfinite(scores[name]):
+                raise ValueError
         except ValueError:
             raise UserError(f"--score {text!r}: give a name and a number, such as accuracy=0.69.") from None
     export = export_hf(
@@ -423,7 +433,7 @@ def _export_hf(options: argparse.Namespace) -> None:
         options.target,
         dictionary=options.dictionary,
         bpe=options.bpe,
-        labels=options.labels.split(",") if options.labels else None,
+        labels=options.labels.split(",") if options.labels is not None else None,
         head=options.head,
         scores=scores,
         onnx=options.onnx,

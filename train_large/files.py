@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from train_large.errors import UserError
+
+_NOTHING = 1 << 20  # bytes free
 
 
 @contextlib.contextmanager
@@ -21,6 +25,8 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         if place.is_dir():
             raise UserError(f"{path} is a directory: give the name of the file to write.")
+        if not place.parent.is_dir():
+            raise UserError(f"{path} cannot be written: there is no folder {place.parent}; make it first.")
         if place.exists() and not place.is_file():
             raise UserError(f"{path} is a device or a pipe, whose place a file would take: give the name of a file.")
         yield aside
@@ -29,6 +35,8 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(aside, place)
     except (OSError, RuntimeError) as error:  # torch's writer has a RuntimeError for a disk that fills up
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError) and shutil.disk_usage(place.parent).free < _NOTHING:
+            reason = os.strerror(errno.ENOSPC)
         raise UserError(
             f"{path} could not be written ({reason}) and is as it was: free some space or give another place."
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from train_large import cli, step_times
+from train_large.compression import runtime
 
 
 def test_sizes_prints_the_figures_of_the_paper(capsys):
@@ -45,6 +47,10 @@ def test_sizes_prints_the_figures_of_the_paper(capsys):
         (["shrink", "nowhere.pt", "out.pt"], "nowhere.pt"),
         (["export-hf", "nowhere.pt", "folder"], "nowhere.pt"),
         (["export-hf", "nowhere.pt", "folder", "--score", "accuracy"], "--score"),
+        (["export-hf", "nowhere.pt", "folder", "--score", "=0.5"], "--score"),
+        (["export-hf", "nowhere.pt", "folder", "--score", "accuracy=nan"], "--score"),
+        (["predict", "a" * 300], "a" * 300),
+        (["prepare-text", __file__, "--out", "a" * 300], "a" * 300),
         (["report", "nowhere.json", "--memory-limit", "2 fortnights"], "2 fortnights"),
         (["plan", "nowhere", "--budget", "1h"], "nowhere"),
         (["plan", "nowhere"], "--budget"),
@@ -124,6 +130,26 @@ def test_no_abbreviations_and_no_unknown_flags(capsys):
         with pytest.raises(SystemExit) as ending:
             cli.main(words)
         assert ending.value.code == 2
+
+
+def read_by_predict(monkeypatch, stdin) -> list[str]:
+    """The lines that `predict` takes from standard input."""
+    taken: list[str] = []
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stdin))
+    monkeypatch.setattr(runtime, "predict_lines", lambda file, lines, *_: (taken.append(line) or "" for line in lines))
+    assert cli.main(["predict", "model"]) == (2 if b"\xff" in getattr(stdin, "getvalue", bytes)() else 0)
+    return taken
+
+
+def test_what_predict_reads(monkeypatch, capsys):
+    assert read_by_predict(monkeypatch, io.BytesIO("\ufeffgut\r\n\ufeffé\n\nlast".encode())) == [
+        "gut",
+        "\ufeffé",
+        "",
+        "last",
+    ]
+    assert read_by_predict(monkeypatch, io.BytesIO(b"good\n\xff\n")) == ["good"]
+    assert "error: line 2: standard input is not UTF-8" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's")

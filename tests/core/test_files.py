@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,6 +26,25 @@ def test_a_pipe_is_not_replaced(tmp_path):
     with pytest.raises(UserError, match="pipe is a device or a pipe"), whole(tmp_path / "pipe") as aside:
         aside.write_text("new")
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"there is no folder {tmp_path}/none; make it"), whole(
+        tmp_path / "none" / "file"
+    ):
+        raise AssertionError("nothing can be written")
+
+
+def test_torchs_word_for_a_full_disk_is_translated(tmp_path, monkeypatch):
+    def full():
+        with whole(tmp_path / "file"):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nmore")
+
+    with pytest.raises(UserError, match="unexpected pos"):
+        full()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096))
+    with pytest.raises(UserError, match="No space left on device"):
+        full()
 
 
 def test_a_failure_leaves_what_was_there(tmp_path):

@@ -59,7 +59,7 @@ FLAGS = f"""
     --position-init sinusoidal --dropout 0 --attention-dropout 0 --criterion budgeted_masked_lm --budget 6s
     --budget-clock calibrated --seconds-per-update 0.5 --optimizer fused_adam --adam-eps 1e-6 --weight-decay 0.01
     --lr-scheduler budget_linear --warmup-fraction 0.06 --batch-size 32 --num-workers 0 --lr 0.003 --clip-norm 1.0
-    --max-valid-steps 14 --no-epoch-checkpoints
+    --max-valid-steps 14 --batch-size-valid 128 --required-batch-size-multiple 1 --no-epoch-checkpoints
 """.split()
 
 
@@ -94,6 +94,7 @@ def test_the_papers_setting():
     assert config.optimization.lr == [sizes.LEARNING_RATES[batch]]
     assert config.task.tokens_per_sample == sizes.PAPER_LENGTH
     assert config.criterion.budget == 1_000_000
+    assert config.dataset.required_batch_size_multiple == 1  # no sequence is left out at the end of an epoch
 
 
 def test_wrong_keys_and_missing_data_are_said(data):

@@ -325,9 +325,6 @@ def test_translation_has_the_papers_sizes_and_tensor2tensors_names():
     problems = (ROOT / "t2t_problems" / "enfr.py").read_text()
     named = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower() for name in re.findall(r"^class (\w+)\(", problems, re.M)}
     assert {flags["problem"] for flags in trainers} <= named
-    on_tpu = t2t(dry_run("translation", TPU_NAME="mine"), "trainer")
-    assert {flags["hparams_set"] for flags in on_tpu} == {f"{name}_tpu" for name in registered}
-    assert {flags["cloud_tpu_name"] for flags in on_tpu} == {"mine"}
 
 
 # -------------------------------------------------------------------------------------- bad input, and running again
@@ -347,15 +344,58 @@ def test_what_is_not_given_is_named(name):
         ({"MICRO": "many"}, "MICRO=many"),
         ({"GPUS": "0"}, "GPUS=0"),
         ({"MICRO": "24"}, "MICRO=24 on GPUS=8 does not divide a batch of 8192"),
-        ({"SIZES": "12l_768h 2l_64h"}, "2l_64h is no size of this experiment"),
+        ({"SIZES": "2l_64h"}, "2l_64h is no size of this experiment"),
     ],
 )
 def test_bad_settings_are_one_sentence(environment, named):
-    done = script("depth", {**SCALE, "DRY_RUN": "1", **environment})
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert named in done.stderr
+    for name in EXPERIMENTS:
+        if name == "translation" and "MICRO" in environment:
+            continue
+        done = script(name, {**SCALE, "DRY_RUN": "1", **environment})
+        assert (done.returncode, done.stdout) == (2, ""), name  # before hours of work
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert named in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "named"),
+    [
+        ("batch_size", {"MICRO": "512", "GPUS": "1", "SIZES": "3l_768h"}, "3l_768h is no size"),
+        ("batch_size", {"MICRO": "128", "GPUS": "64"}, None),
+        ("batch_size", {"MICRO": "64", "GPUS": "128"}, None),
+        ("batch_size", {"MICRO": "2", "GPUS": "512"}, "does not divide a batch of 256"),
+        ("flops", {"MICRO": "2", "GPUS": "512"}, "does not divide a batch of 256"),
+        ("flops", {"MICRO": "2", "GPUS": "512", "SIZES": "3l_768h"}, None),
+        ("compression", {"TASKS": "mnli cola"}, "cola is neither"),
+        ("translation", {"BUDGET": "2h"}, "BUDGET=2h: give a number of seconds"),
+        ("depth", {"SEED": "one"}, "SEED=one"),
+    ],
+)
+def test_settings_of_an_experiment_are_looked_at_first(name, environment, named):
+    done = script(name, {**SCALE, "DRY_RUN": "1", **environment})
+    assert (done.returncode, done.stdout == "") == ((0, False) if named is None else (2, True))
+    assert (named or "") in done.stderr
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_another_seed_shares_nothing_that_was_trained(name):
+    def made(found):
+        for words in found:
+            folders = [word.partition("=")[2] for word in words if word.startswith("--output_dir=")]
+            folders += [value(words, flag) for flag in ("--save-dir", "--csv", "--page") if flag in words]
+            yield from (folder for folder in folders if "-timed/" not in folder)
+
+    first, second = set(made(commands(name))), set(made(dry_run(name, SEED="2")))
+    assert first
+    assert {path for path in first & second if "seed1/" not in path} == set()
+
+
+def test_sizes_divide_the_runs_of_flops():
+    whole, part = commands("flops"), dry_run("flops", SIZES="3l_768h 12l_768h")
+    trained = [[value(w, "--save-dir") for w in found if w[0] == "fairseq-train"] for found in (whole, part)]
+    assert (len(trained[0]), len(trained[1])) == (13, 6)
+    assert set(trained[1]) < set(trained[0])
 
 
 def test_data_that_is_not_there_is_named(tmp_path):
@@ -383,6 +423,19 @@ def test_a_table_of_step_times_may_be_given():
     assert not [words for words in found if words[:2] == ["train-large", "time-steps"]]
     tables = {value(words, "--seconds-per-update") for words in found if words[0] == "fairseq-train"}
     assert tables == {"/elsewhere/steps.csv"}
+
+
+def test_runs_that_ended_are_not_entered_again(tmp_path):
+    """One that reached a perplexity would go on, and no longer be what was finetuned."""
+    before = dry_run("finetuning", OUT=str(tmp_path), SIZES="12l_768h")
+    pretraining, *finetunings = (value(words, "--save-dir") for words in before if words[0] == "fairseq-train")
+    for folder in (pretraining, finetunings[0]):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "done").touch()
+    after = dry_run("finetuning", OUT=str(tmp_path), SIZES="12l_768h")
+    assert [value(words, "--save-dir") for words in after if words[0] == "fairseq-train"] == finetunings[1:]
+    assert [words for words in after if words[0] == "touch"] == [["touch", f"{finetunings[1]}/done"]]
+    assert after[-2:] == before[-2:]
 
 
 def test_what_is_done_is_left_out(tmp_path):

@@ -16,7 +16,7 @@ from measurements import Accuracy, Error, Memory, Point
 from scipy import stats
 from verdicts import Comparison
 
-SIZES = {"1l_64h": (1, 64), "2l_64h": (2, 64), "4l_64h": (4, 64), "2l_32h": (2, 32), "2l_128h": (2, 128)}
+SIZES = {"1l_64h": (1, 64), "2l_64h": (2, 64), "4l_64h": (4, 64), "2l_32h": (2, 32), "2l_128h": (2, 128), "8l_64h": (8, 64)}
 
 
 @given(st.lists(st.floats(-10, 10), min_size=3, max_size=8))
@@ -110,6 +110,19 @@ def test_larger_is_sooner_where_it_is(tmp_path):
     assert (found[FEWER], found[TIME], found[FLOPS]) == (True, False, False)
     write_series(tmp_path, {size: 1 / speed for size, speed in speeds.items()}, dict.fromkeys(speeds, 1.0))
     assert judged(tmp_path)[FEWER] is False
+
+
+def test_translation_leaves_no_size_out(tmp_path):
+    """Of as many layer parameters, the deep and the wide one each stand beside the next smaller."""
+    speeds = {"2l_64h": 1.0, "2l_128h": 4.0, "8l_64h": 0.5}
+    rows = [p for size, speed in speeds.items() for seed in (1, 2, 3) for p in power(size, seed, speed)]
+    measurements.write(rows, tmp_path / "translation")
+    (verdict,) = [v for v in verdicts.judge(tmp_path) if v.claim == "Larger translation models need fewer updates."]
+    assert {comparison.what: comparison.mean > 0 for comparison in verdict.comparisons} == {
+        "updates of 2l_64h / updates of 2l_128h, to the same perplexity": True,
+        "updates of 2l_64h / updates of 8l_64h, to the same perplexity": False,
+    }
+    assert verdict.holds is False
 
 
 def test_two_seeds_tell_nothing(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -338,10 +338,12 @@ def texts() -> dict[str, str]:
     return {**files, "dict.txt": "".join(entries), "labels.txt": "bad 7\nmiddling 6\ngood 5\nmadeupword0000 0\n"}
 
 
-def write(model: RobertaModel, files: dict[str, str], path: Path) -> Path:
+def write(model: RobertaModel, files: dict[str, str], path: Path, **task: Any) -> Path:
     by_object: dict[int, str] = {}
     tensors = [(name, by_object.setdefault(id(t), name), t) for name, t in pack(model, 6).items()]
-    write_packed(((name, t if name == first else first) for name, first, t in tensors), checkpoint(model), files, path)
+    rest = checkpoint(model)
+    rest["cfg"]["task"] = {**TASK, **task}
+    write_packed(((name, t if name == first else first) for name, first, t in tensors), rest, files, path)
     return path
 
 
@@ -401,6 +403,36 @@ def test_lines_are_read_a_batch_at_a_time(texts: dict[str, str], tmp_path: Path)
     printed = predict_lines(path, (read.append(line) or line for line in LINES), FLOAT32, batch=2)
     next(printed)
     assert len(read) == 2
+
+
+def test_lines_before_one_that_cannot_be_read(texts: dict[str, str], tmp_path: Path) -> None:
+    path = write(text_model(texts, ["head"]), texts, tmp_path / "model.packed")
+
+    def lines() -> Iterator[str]:
+        yield from LINES[:3]
+        raise UserError("line 4 is broken")
+
+    expected = list(predict_lines(path, LINES[:3], FLOAT32))
+    for batch in (1, 2, 3, 32):
+        found = predict_lines(path, lines(), FLOAT32, batch=batch)
+        assert [next(found) for _ in range(3)] == expected
+        with pytest.raises(UserError, match="line 4"):
+            next(found)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_scores_of_a_regression_are_no_classes(texts: dict[str, str], tmp_path: Path, classes: int) -> None:
+    """All of them are printed, and names of classes that lie beside the data are not asked for."""
+    model = text_model(texts, [])
+    model.register_classification_head("head", num_classes=classes)
+    path = write(model.eval(), texts, tmp_path / "model.packed", regression_target=True)
+    ids = [encoded(texts, tmp_path, line.strip()) for line in LINES[:3]]
+    expected = by_fairseq(model, ids).tolist()
+    for activations, within in ((FLOAT32, 6e-5), ("auto", 0.2)):
+        printed = list(predict_lines(path, LINES[:3], activations, top=2))
+        words = [line.split("\t") for line in printed]
+        assert [[float(word) for word in row[::2]] for row in words] == [pytest.approx(e, abs=within) for e in expected]
+        assert {word for row in words for word in row[1::2]} == {"1.0000"}
 
 
 def test_lines_with_a_mask(texts: dict[str, str], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from train_large.compression.quantization import Quantizer, dequantized, quantiz
 from train_large.compression.rate import quantizer_for
 from train_large.compression.shrink import ENCODER
 from train_large.compression.storage import FULL_BITS, StorageSummary, block_size, check_bits, storage
-from train_large.data.dictionary import check_trained_with, parse_dictionary
+from train_large.data.dictionary import check_trained_with, label_names, parse_dictionary
 from train_large.data.documents import digest
 from train_large.data.folder import recorded
 from train_large.errors import UserError
@@ -168,9 +168,12 @@ def _files_in(data: Path, checkpoint: Mapping[str, Any], bpe: Path | None) -> di
     for name, places in {"dict.txt": ["input0/dict.txt", "dict.txt"], "labels.txt": ["label/dict.txt"]}.items():
         for place in places:
             if (data / place).is_file() and name not in found:
-                found[name] = _text(data / place)
+                text = _text(data / place)
                 if name == "dict.txt":
-                    _check_dictionary(checkpoint, found[name], str(data / place))
+                    _check_dictionary(checkpoint, text, str(data / place))
+                elif not _has_classes(checkpoint, text, str(data / place)):
+                    continue
+                found[name] = text
     if "dict.txt" not in found:
         return found
     folders = [bpe, bpe / "bpe"] if bpe else [data / "bpe", data.parent / "bpe", data.parent / "text" / "bpe"]
@@ -199,6 +202,26 @@ def _encoded_with(bpe: Path, data: Path) -> bool:
     return bpe.parent == text and all(
         file.is_file() and sizes.get(str(file.relative_to(text))) == file.stat().st_size for file in files
     )
+
+
+def _has_classes(checkpoint: Mapping[str, Any], text: str, name: str) -> bool:
+    """Whether `text`, the dictionary of labels called `name`, names what the model gives. Raises UserError
+    where it names another number than any of its heads has."""
+    cfg = configuration(checkpoint)
+    if any((cfg.get(part) or {}).get("regression_target") for part in ("task", "criterion")):
+        return False
+    outputs = [
+        len(weight)
+        for key, weight in checkpoint["model"].items()
+        if key.startswith("classification_heads.") and key.endswith(".out_proj.weight")
+    ]
+    names = label_names(parse_dictionary(text, name))
+    if outputs and len(names) not in outputs:
+        raise UserError(
+            f"{name} names {len(names)} classes ({', '.join(names[:5])}) and the model has {outputs[0]}: give the data "
+            "that it was finetuned on."
+        )
+    return True
 
 
 def _check_dictionary(checkpoint: Mapping[str, Any], text: str, name: str) -> None:

@@ -83,16 +83,23 @@ class Model:
         precision = choose_precision(activations)
         cfg = checkpoint.get("cfg") or {}
         built = network.build(tensors, cfg.get("model") or {})
-        model = cls(built, files, cfg.get("task") or {}, precision, _choose_head(built, head), 0.0)
+        task = dict(cfg.get("task") or {})
+        task["regression_target"] = bool({**(cfg.get("criterion") or {}), **task}.get("regression_target"))
+        model = cls(built, files, task, precision, _choose_head(built, head), 0.0)
         if precision == INT8:
             spare = _allowed_bytes(tensors) - _resident_bytes(built, {INT8, FLOAT32})
             model = replace(model, network=network.keep_ready(built, spare))
-        return model if model.head is None or precision == FLOAT32 else _with_doubt(model)
+        return model if model.head is None or precision == FLOAT32 or model.regression else _with_doubt(model)
 
     @property
     def classes(self) -> int:
-        """Classes of the head; 1 is regression."""
+        """Outputs of the head: of a regression the scores."""
         return 0 if self.head is None else self.network.heads[self.head].out.weight.shape[0]
+
+    @property
+    def regression(self) -> bool:
+        """Whether the head gives scores, and no classes."""
+        return self.classes == 1 or bool(self.task.get("regression_target"))
 
     def resident_bytes(self) -> int:
         """Bytes that the weights take in memory: codes, grids, masks, biases and norms, and what is unpacked."""
@@ -106,7 +113,7 @@ class Model:
         """
         ids = [torch.tensor(sentence, dtype=torch.int64) for sentence in sentences]
         logits = self._logits(ids, self.precision)
-        if self.doubt == 0 or self.classes < 2:
+        if self.doubt == 0:
             return logits, torch.zeros(len(ids), dtype=torch.bool)
         best = logits.topk(2).values
         close = best[:, 0] - best[:, 1] < self.doubt
@@ -118,15 +125,15 @@ class Model:
     def classify(self, lines: Sequence[str], top: int = 1) -> list[Prediction]:
         """The `top` labels of each line of text; of a pair of sentences the two parts have a tab between them.
 
-        A regression model gives its score, as a label, with probability 1.
+        A regression model gives its scores, all of them and as labels, with probability 1.
         """
-        texts, labels = self._vocabulary, self._labels
+        texts, labels = self._vocabulary, () if self.regression else self._labels
         parts = [[part.strip() for part in line.split("\t", 1)] for line in lines]
         ids = iter(texts.encode([part for pair in parts for part in pair]))
         sentences = [vocabulary.sentence([next(ids) for _ in pair], self.task) for pair in parts]
         logits, again = self.logits([self._shorten(sentence) for sentence in sentences])
-        if self.classes == 1:
-            return [Prediction((f"{score:.4f}",), (1.0,)) for score in logits.flatten().tolist()]
+        if self.regression:
+            return [Prediction(tuple(f"{score:.4f}" for score in row), (1.0,) * len(row)) for row in logits.tolist()]
         best = logits.softmax(1).topk(min(top, self.classes))
         return [
             Prediction(tuple(labels[i] for i in indices), tuple(probabilities), bool(repeated))
@@ -229,12 +236,27 @@ def predict_lines(
             for i, line in enumerate(together):  # those before the bad one are good
                 yield from predicted([line], first + i)
 
-    rest = iter(lines)
-    batches = iter(lambda: list(itertools.islice(rest, batch)), [])
-    for number, together in enumerate(batches):
+    for number, together in enumerate(_batches(lines, batch)):
         for prediction in predicted(together, number * batch + 1):
             pairs = zip(prediction.labels, prediction.probabilities)
             yield "\t".join(f"{label.translate(_ESCAPED)}\t{probability:.4f}" for label, probability in pairs)
+
+
+def _batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
+    """`size` lines at a time; where one cannot be read, those before it come first."""
+    rest, failed = iter(lines), None
+    while failed is None:
+        together: list[str] = []
+        try:
+            for line in itertools.islice(rest, size):
+                together.append(line)
+        except UserError as error:
+            failed = error
+        if together:
+            yield together
+        elif failed is None:
+            return
+    raise failed
 
 
 def choose_precision(activations: str) -> str:

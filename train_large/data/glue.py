@@ -199,12 +199,17 @@ def _labels(task: str, examples: dict[str, list[Example]], files: dict[str, Path
         path = files.get(split, files["train"])
         for row in rows:
             unmarked = task == "mnli" and row.label == _NO_GOLD
+            if not row.label or row.label in _RESERVED or len(row.label.split()) > 1:
+                raise UserError(f"{path}, line {row.line}: label {row.label!r} is not a single plain word: rename it")
+            if row.label not in labels and not unmarked and split not in files:
+                raise UserError(
+                    f"{path}, line {row.line}: all rows of the label {row.label!r} were held out for validation: give "
+                    "more of them, or a validation file by --valid"
+                )
             if row.label not in labels and not unmarked:
                 raise UserError(
                     f"{path}, line {row.line}: label {row.label!r} is not one of {', '.join(labels)}: mend that line"
                 )
-            if not row.label or row.label in _RESERVED or len(row.label.split()) > 1:
-                raise UserError(f"{path}, line {row.line}: label {row.label!r} is not a single plain word: rename it")
             if len(row.sentences) != len(examples["train"][0].sentences):
                 raise UserError(
                     f"{path} has another number of sentences per row than {files['train']}: give two of a kind"

@@ -184,7 +184,7 @@ def _label_names(labels: Sequence[str] | None, dictionary: Path, exported: Expor
             raise UserError("--labels are for a classifier: the checkpoint is a masked language model")
         return None
     if labels is not None:
-        if len(labels) != exported.classes or len(set(labels)) != len(labels):
+        if len(labels) != exported.classes or len(set(labels)) != len(labels) or not all(map(str.strip, labels)):
             raise UserError(f"--labels {','.join(labels)}: give {exported.classes} different names, one for each class")
         return list(labels)
     beside = dictionary.parent.parent / "label" / "dict.txt"

@@ -3,9 +3,14 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../paper_scale/common.sh"
 
 settings MICRO GPUS
+one_size 12l_768h
+batches="256 2048 4096 8192 16384"
+for batch in $batches; do
+    micro "$batch" >/dev/null
+done
 text
 runs=()
-for batch in 256 2048 4096 8192 16384; do
+for batch in $batches; do
     time_steps "$batch" none 12l_768h
     pretrain 12l_768h "$batch"
     runs+=("$(pretrained 12l_768h "$batch")")

@@ -6,10 +6,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/../paper_scale/common.sh"
 
 settings MICRO GPUS
 sizes=$(sizes $(printf '%s\n' $DEPTHS $WIDTHS | sort -uV))
+for task in ${TASKS:-mnli sst-2}; do
+    [[ $task == mnli || $task == sst-2 ]] || fail "TASKS: $task is neither mnli nor sst-2."
+done
 text
 time_steps 8192 none $sizes
 for task in ${TASKS:-mnli sst-2}; do
-    [[ $task == mnli || $task == sst-2 ]] || fail "TASKS: $task is neither mnli nor sst-2."
     task "$task"
 done
 for size in $sizes; do
@@ -19,6 +21,6 @@ for size in $sizes; do
         finetuned=$OUT/finetune/$task/${start##*/}
         finetune "$task" "$size" "$start/checkpoint_last.pt" "$finetuned"
         compress "$task" "$size" "$finetuned/checkpoint_best.pt" "$OUT/compress/$task/${start##*/}"
-        run python $HERE/compressed.py "$OUT/compress/$task/${start##*/}" --csv "$OUT/compression-$task-$size.csv"
+        run python $HERE/compressed.py "$OUT/compress/$task/${start##*/}" --csv "$OUT/compression-$task-$size-seed$SEED.csv"
     done
 done

@@ -26,5 +26,5 @@ for size in $sizes; do
     done
 done
 ((${#folders[@]})) || fail "no size came to an epoch of ${EPOCHS:-3 6 9 12}: give a longer BUDGET or other EPOCHS."
-run python $HERE/finetuned.py "${folders[@]}" --csv "$OUT/convergence-finetuned.csv"
-run python $HERE/compressed.py "${folders[@]}" --csv "$OUT/convergence.csv"
+run python $HERE/finetuned.py "${folders[@]}" --csv "$OUT/convergence-finetuned-seed$SEED.csv"
+run python $HERE/compressed.py "${folders[@]}" --csv "$OUT/convergence-seed$SEED.csv"

@@ -34,4 +34,4 @@ for size in $sizes; do
     done
 done
 report finetuning "${runs[@]}"
-run python $HERE/finetuned.py "${finetunings[@]}" --csv "$OUT/finetuning-accuracies.csv"
+run python $HERE/finetuned.py "${finetunings[@]}" --csv "$OUT/finetuning-accuracies-seed$SEED.csv"

@@ -4,6 +4,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../paper_scale/common.sh"
 
 settings MICRO GPUS
+one_size 12l_768h
 text
 runs=()
 for share in none all attention; do

@@ -7,10 +7,11 @@
 #              glue/MNLI/ and glue/SST-2/ (GLUE's own folders)
 # OUT          everything made. With one OUT for all experiments, a model that several ask for is trained once
 # MICRO        sequences that go through one GPU at a time: what the largest size can take
-# GPUS         GPUs of this machine to pretrain on; the batch of an update is the same for any number
+# GPUS         GPUs of this machine to pretrain on; the batch of an update is the same for any number (but for translation)
 # BUDGET       seconds of pretraining for each size; 1,000,000 unless given (section 4.1). Another asks for another OUT
-# SIZES        a part of the experiment's sizes, such as "12l_768h 24l_768h": to divide it among machines
-# SEED         1 unless given
+# SIZES        a part of the experiment's sizes, such as "12l_768h 24l_768h": to divide it among machines. A table or page of
+#              several sizes has those of the last call: let it be one without SIZES, which finds the runs done
+# SEED         1 unless given; in the name of all that is made with it
 # STEPS        a table of `train-large time-steps` made elsewhere; unless given it is measured here, on the first GPU
 # DEVICE_FLAGS --fp16 unless given; --cpu to try a script without a GPU
 # DRY_RUN=1    print the commands, run nothing
@@ -85,6 +86,9 @@ sizes() {
     echo "${SIZES:-$*}"
 }
 
+# one_size SIZE: for an experiment that has no other, which SIZES cannot divide.
+one_size() { sizes "$1" >/dev/null; }
+
 # settings WANTED ...: check what the script is given, and go to the root of the checkout.
 settings() {
     need DATA "$DATA" "the folder of the raw data, as the first argument or in the environment"
@@ -101,6 +105,8 @@ settings() {
     OUT=$(absolute "$OUT")
     BUDGET=${BUDGET:-1000000}
     SEED=${SEED:-1}
+    [[ $SEED =~ ^[0-9]+$ ]] || fail "SEED=$SEED is not a whole number."
+    [[ " $* " != *" MICRO "* ]] || micro 8192 >/dev/null
     [[ -z ${STEPS:-} ]] || STEPS=$(absolute "$STEPS")
     read -r -a DEVICE <<<"${DEVICE_FLAGS---fp16}"  # base.yaml and README.glue.md have fp16; the paper does not say
     cd "$ROOT"
@@ -180,6 +186,14 @@ pretrained() {
 # what was made from that run would count as made from this one.
 same_budget() { [[ ! -e $1/run.jsonl ]] || "${2:-python}" $HERE/same_budget.py "$1" "$BUDGET" || exit 2; }
 
+# once FOLDER COMMAND ...: run it, unless it came to its end before. A run in fairseq that has ended by a perplexity or
+# by a number of updates would, run again, train on for a while, past what others have been made from.
+once() {
+    [[ ! -e $1/done ]] || return 0
+    "${@:2}"
+    run touch "$1/done"
+}
+
 # pretrain SIZE [BATCH [SHARE [PERCENT [PERPLEXITY]]]]: for BUDGET seconds, or until a perplexity is reached.
 pretrain() {
     local size=$1 batch=${2:-8192} share=${3:-none} percent=${4:-100} target=${5:-} data=$OUT/text/data-bin sequences
@@ -197,7 +211,7 @@ pretrain() {
     # to 512, and cutting at sentences would leave an update with fewer than 8,192 x 128 tokens.
     # The paper gives no warm-up: Liu et al. have 30,000 of 500,000 updates, 0.06, and base.yaml 10,000 of 125,000.
     # Their linear decay ends with the budget here. Points on the curve, every 4,096,000 sequences: our choice.
-    run fairseq-train "$data" --user-dir fairseq_plugins --save-dir "$(pretrained "$@")" \
+    once "$(pretrained "$@")" run fairseq-train "$data" --user-dir fairseq_plugins --save-dir "$(pretrained "$@")" \
         --task masked_lm --mask-prob 0.15 --arch "prenorm_roberta_$size" --share-layers "$share" \
         --tokens-per-sample 128 --max-positions 128 --sample-break-mode none \
         --batch-size "$sequences" --update-freq "$((batch / sequences / GPUS))" --distributed-world-size "$GPUS" \
@@ -214,7 +228,7 @@ pretrain() {
 report() {
     local name=$1
     shift
-    run train-large report "$@" --page "$OUT/$name.html" --csv "$OUT/$name.csv"
+    run train-large report "$@" --page "$OUT/$name-seed$SEED.html" --csv "$OUT/$name-seed$SEED.csv"
 }
 
 # ---------------------------------------------------------------------------------------------------------- finetuning
@@ -245,9 +259,9 @@ classification() {
 finetune() {
     local batch=${5:-32} updates
     updates=$(updates "$1" "$batch")
-    classification "$1" "$2" "$3" "$4" "$batch" "${6:-1e-5}" "${7:-$SEED}" "${8:-0.1}" --task sentence_prediction \
-        --lr-scheduler polynomial_decay --warmup-updates $((updates * 6 / 100)) --total-num-update "$updates" \
-        --max-update "$updates" --max-epoch 10
+    once "$4" classification "$1" "$2" "$3" "$4" "$batch" "${6:-1e-5}" "${7:-$SEED}" "${8:-0.1}" \
+        --task sentence_prediction --lr-scheduler polynomial_decay \
+        --warmup-updates $((updates * 6 / 100)) --total-num-update "$updates" --max-update "$updates" --max-epoch 10
 }
 
 # --------------------------------------------------------------------------------------------------------- compression

@@ -19,7 +19,6 @@ for size in $sizes; do
                     folder=$grid/batch$batch,rate$rate,seed$seed,dropout$dropout
                     [[ ! -e $folder/done ]] || continue
                     finetune sst-2 "$size" "$start/checkpoint_last.pt" "$folder" "$batch" "$rate" "$seed" "$dropout"
-                    run touch "$folder/done"
                     # The checkpoints of 81 models would fill disks; the logs of all stay.
                     run python $HERE/finetuned.py "$grid"/*/ --best "$grid/best" --remove-others
                 done
@@ -32,5 +31,5 @@ for size in $sizes; do
     IFS=, read -r batch rate seed dropout <<<"$best"
     compress sst-2 "$size" "$grid/best/checkpoint_best.pt" "$grid-compressed" \
         "${batch#batch}" "${rate#rate}" "${seed#seed}" "${dropout#dropout}"
-    run python $HERE/compressed.py "$grid-compressed" --csv "$OUT/sst2_grid-$size.csv"
+    run python $HERE/compressed.py "$grid-compressed" --csv "$OUT/sst2_grid-$size-seed$SEED.csv"
 done

@@ -7,25 +7,24 @@
 # DATA/wmt14 holds the archives of WMT14; where one is missing, the first command names it and its address. GPUS share
 # an update of 4,096 tokens each: the paper gives no batch for translation, Tensor2Tensor's is so much for a GPU, and
 # 8 GPUs have Vaswani et al.'s 25,000 to 32,000 tokens. BUDGET: the paper prints none for translation; 1,000,000 s
-# unless given. TPU_NAME=NAME takes a TPU and the sets of hparams for it, which was never run on one. T2T_PYTHON: the
-# Python of `make env-t2t` unless given.
+# unless given, in seconds. On a TPU the log has neither losses nor BLEU, so not by this script: docs/translation.md has the
+# commands. T2T_PYTHON: the Python of `make env-t2t` unless given.
 source "$(dirname "${BASH_SOURCE[0]}")/../paper_scale/common.sh"
 
 settings GPUS
+[[ $BUDGET =~ ^[0-9]+([.][0-9]+)?$ ]] || fail "BUDGET=$BUDGET: give a number of seconds, for Tensor2Tensor."
 sizes=$(sizes {2,6,8}l_{128,256,512,1024,2048}h)
 T2T_PYTHON=${T2T_PYTHON:-.venv-t2t/bin/python}
 dry || command -v "$T2T_PYTHON" >/dev/null ||
     fail "$T2T_PYTHON is not there: make it with \`make env-t2t\`, or give T2T_PYTHON."
 problem=translate_enfr_wmt14
 data=$OUT/wmt14
-tpu=
 device=(--worker_gpu="$GPUS")
-[[ -z ${TPU_NAME:-} ]] || tpu=_tpu device=(--use_tpu --cloud_tpu_name="$TPU_NAME")
 
 # t2t PROGRAM SIZE FOLDER HPARAMS FLAG ...
 t2t() {
     run "$T2T_PYTHON" -m t2t_problems.launch "$1" --problem=$problem --data_dir="$data" --output_dir="$3" \
-        --model=transformer_budgeted --hparams_set="transformer_enfr_$2$tpu" --hparams="$4" \
+        --model=transformer_budgeted --hparams_set="transformer_enfr_$2" --hparams="$4" \
         --decode_hparams=beam_size=4,alpha=0.6 "${@:5}"  # Vaswani et al.'s; the paper does not say
 }
 
@@ -35,13 +34,13 @@ for size in $sizes; do
     # Section 2.2: wait until the time of an update is stable, then the mean of 100. On the GPUs that train:
     # Tensor2Tensor's Adam does not accumulate, so one GPU could not make the same update.
     seconds=MEASURED
-    timed=$OUT/translate-timed/$size
+    timed=$OUT/translate-timed/$size-gpus$GPUS
     [[ -e $timed/done ]] || {
         t2t trainer "$size" "$timed" bleu_sentences=0 --schedule=train --train_steps=300 "${device[@]}"
         run touch "$timed/done"
     }
     dry || seconds=$("$T2T_PYTHON" $HERE/seconds_per_update.py "$timed" --updates 100)
-    folder=$OUT/translate/$size
+    folder=$OUT/translate/$size-gpus$GPUS-seed$SEED
     same_budget "$folder" "$T2T_PYTHON"
     hparams=budget_seconds=$BUDGET,budget_clock=calibrated,budget_seconds_per_update=$seconds,budget_evaluations=40
     # budget_evaluations: points on the curve, our choice. BLEU of all 3,000 sentences of newstest2013 at each.

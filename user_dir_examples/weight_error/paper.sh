@@ -14,5 +14,5 @@ for size in $sizes; do
     finetuned=$OUT/finetune/mnli/${start##*/}
     finetune mnli "$size" "$start/checkpoint_last.pt" "$finetuned"
     run python $HERE/weight_errors.py "$finetuned/checkpoint_best.pt" --bits 4 --sparsity 0.60 \
-        --csv "$OUT/weight_error-$size.csv"
+        --csv "$OUT/weight_error-$size-seed$SEED.csv"
 done

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train_large.compression.coding import (
-    BYTES,
     LEVELS,
     LZMA,
     PER_BYTE,

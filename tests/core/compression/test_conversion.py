@@ -265,6 +265,24 @@ def test_the_dictionary_and_the_bpe_go_with_it(checkpoint):
         files_of(checkpoint, data, data / "label")
 
 
+def test_labels_of_another_task_are_refused(checkpoint):
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["model"]["classification_heads.task.out_proj.weight"] = torch.zeros(3, 4)
+    torch.save(saved, checkpoint)
+    data = checkpoint.parent / "data"
+    for name, text in {"input0/dict.txt": "5 1\n", "label/dict.txt": "good 1\nbad 1\n"}.items():
+        (data / name).parent.mkdir(parents=True)
+        (data / name).write_text(text)
+    with pytest.raises(
+        UserError, match=r"label/dict\.txt names 2 classes \(good, bad\) and the model has 3: give the data"
+    ):
+        files_of(checkpoint, data)
+    (data / "label" / "dict.txt").write_text("good 1\nbad 1\nnone 1\n")
+    assert "labels.txt" in files_of(checkpoint, data)
+    torch.save({**saved, "cfg": {"task": {"regression_target": True}}}, checkpoint)
+    assert set(files_of(checkpoint, data)) == {"dict.txt"}  # scores have no names
+
+
 def test_what_may_not_be_read_is_not_there_unless_it_is_named(checkpoint, monkeypatch):
     def refuse(path, *_, **__):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))

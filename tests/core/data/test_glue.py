@@ -154,6 +154,10 @@ def test_an_own_validation_file(recorded: dict[str, list[str]], prepared: Prepar
         (["sentence\tlabel", "a\tx", "b\t<s>"], "own.tsv, line 3: label '<s>' is not a single plain word"),
         (["sentence\tlabel", "a\tx", "b\tx"], "own.tsv has the label 'x' only"),
         (["sentence\tlabel", "a\tx"], "own.tsv has one row only"),
+        (
+            ["sentence\tlabel", "a\tx", "b\ty", "c\tz"],
+            "own.tsv, line [234]: all rows of the label '[xyz]' were held out",
+        ),
     ],
 )
 def test_bad_rows_are_named_and_nothing_is_written(
