@@ -26,7 +26,7 @@ def whole(path: Path) -> Iterator[Path]:
         if place.is_dir():
             raise UserError(f"{path} is a directory: give the name of the file to write.")
         if not place.parent.is_dir():
-            raise UserError(f"{path} cannot be written: there is no folder {place.parent}; make it first.")
+            raise UserError(f"{path} could not be written: there is no folder {place.parent}; make it first.")
         if place.exists() and not place.is_file():
             raise UserError(f"{path} is a device or a pipe, whose place a file would take: give the name of a file.")
         yield aside
