@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from train_large.doctor import Row, usable_cores
+from train_large.doctor import Row
+from train_large.machine import usable_cores
 
 Answer = tuple[bool, str]  # whether it is active, and why
 

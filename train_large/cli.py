@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from train_large import __version__
 from train_large.errors import UserError
+from train_large.machine import usable_cores
 from train_large.sizes import HEAD_WIDTH
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--subsets", default="0.05,0.01", help="shares of the rest to make data of too (paper, section 5.1)"
     )
-    sub.add_argument("--seed", type=int, default=1)
-    sub.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    sub.add_argument("--seed", type=int, default=1, help="of the choice of what is held out")
+    sub.add_argument("--workers", type=int, default=usable_cores(), help="processes at a time")
 
     sub = command(
         "prepare-task", _prepare_task, "turn GLUE's TSV files, or your own, into fairseq's data for finetuning"
@@ -116,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True, help="folder to make")
     sub.add_argument("--valid", type=Path, help="validation TSV, for --task tsv; otherwise rows are held out")
     sub.add_argument("--valid-fraction", type=float, default=0.1, help="share of the rows to hold out, for --task tsv")
-    sub.add_argument("--seed", type=int, default=1)
-    sub.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    sub.add_argument("--seed", type=int, default=1, help="of the choice of what is held out")
+    sub.add_argument("--workers", type=int, default=usable_cores(), help="processes at a time")
 
     sub = command("time-steps", _time_steps, "measure the seconds per update of each size (paper, section 2.2)")
     sub.add_argument("data", type=Path, help="fairseq's data for pretraining (a data-bin)")

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import math
-import os
 import re
 import shutil
 import signal
@@ -18,11 +16,12 @@ import subprocess
 import sys
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from train_large import machine
+from train_large.processes import environment
 from train_large.report.units import format_bytes
 from train_large.sizes import Size, parameters
 
@@ -105,15 +104,13 @@ def probe(user_dir: Path | None = None) -> list[Row]:
         return [
             Row("probe", None, f"{script} is not there: give this project's fairseq_plugins as --user-dir; so {lost}")
         ]
-    paths = [str(script.parents[1]), str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     try:
         said = subprocess.run(
             [sys.executable, "-c", _START, str(script)],
             capture_output=True,
             text=True,
             errors="replace",
-            env=environment,
+            env=environment(script.parents[1], Path(__file__).parents[1]),
             timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired:
@@ -192,21 +189,3 @@ def disk(folder: Path | None = None) -> Row:
     each = CHECKPOINT_BYTES * parameters(MODEL, VOCABULARY)
     why = f"{format_bytes(free)} free in {folder}; a checkpoint of {MODEL.name} takes {format_bytes(each)}"
     return Row("disk", free >= CHECKPOINTS * each, why)
-
-
-def usable_cores(root: Path = Path("/")) -> int:
-    """How many threads of this process can compute at a time: by its affinity, and by the limits of its cgroups."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([cores, *(max(1, math.ceil(limit)) for limit in _cgroup_cores(root))])
-
-
-def _cgroup_cores(root: Path) -> Iterator[float]:
-    """Limits of this process's cgroups, in cores. Each may be set at any level above it too."""
-    for group, version in machine.cgroups(root, "cpu"):
-        with contextlib.suppress(OSError, ValueError):
-            if version == 2:
-                quota, period = (group / "cpu.max").read_text().split()
-            else:
-                quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-            if quota != "max" and int(quota) > 0:
-                yield int(quota) / int(period)

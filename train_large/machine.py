@@ -1,8 +1,9 @@
-"""What a measurement is made on: the processor, and the memory that is free."""
+"""What a measurement is made on: the processor, its cores, and the memory that is free."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 from collections.abc import Iterator
@@ -37,6 +38,24 @@ def free_memory(root: Path = Path("/")) -> int | None:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """How many threads of this process can compute at a time: by its affinity, and by the limits of its cgroups."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([cores, *(max(1, math.ceil(limit)) for limit in _cgroup_cores(root))])
+
+
+def _cgroup_cores(root: Path) -> Iterator[float]:
+    """Limits of this process's cgroups, in cores. Each may be set at any level above it too."""
+    for group, version in cgroups(root, "cpu"):
+        with contextlib.suppress(OSError, ValueError):
+            if version == 2:
+                quota, period = (group / "cpu.max").read_text().split()
+            else:
+                quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if quota != "max" and int(quota) > 0:
+                yield int(quota) / int(period)
 
 
 def left_by_cgroups(root: Path = Path("/")) -> Iterator[int]:

@@ -6,18 +6,14 @@ on data and recipe; only what makes a run a pilot (its size, budget, validations
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import shlex
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +21,7 @@ from train_large import runlog
 from train_large.budget import parse_duration
 from train_large.errors import UserError
 from train_large.files import whole
+from train_large.processes import end, ended_by_signals, environment
 from train_large.sizes import Size
 
 VALIDATIONS = 15  # on each curve, about
@@ -189,9 +186,7 @@ def _interval(recipe: Recipe, size: Size, printed: Path) -> int:
 
 def _fairseq(words: Sequence[str], recipe: Recipe, size: Size, printed: Path) -> None:
     """Run the command to its end. Raises UserError if it fails."""
-    # An adapter that lies beside fairseq_plugins is to be found, wherever this is run.
-    paths = [str(recipe.user_dir.resolve().parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    with printed.open("ab") as output:
+    with printed.open("ab") as output, ended_by_signals():
         output.write(f"$ {shlex.join(words)}\n".encode())
         output.flush()
         process = subprocess.Popen(
@@ -200,43 +195,13 @@ def _fairseq(words: Sequence[str], recipe: Recipe, size: Size, printed: Path) ->
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env=environment(recipe.user_dir.resolve().parent),  # an adapter beside fairseq_plugins is to be found
         )
         try:
-            with _ended_by_sigterm():
-                status = process.wait()
+            status = process.wait()
         except BaseException:
-            _stop(process)
+            end([process], PATIENCE)  # a budgeted run saves itself on SIGTERM
             raise
     if status:
         lines = [line.strip() for line in printed.read_text(errors="replace").splitlines() if line.strip()]
         raise UserError(f"the pilot of {size.name} failed with status {status}, see {printed}: {lines[-1][:300]}")
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends this process as an exception does, so that the run it waits for is not left behind to go on alone
-    beside the one that the next call starts."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
-        return
-
-    def end(signum: int, frame: object) -> None:
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """A budgeted run saves itself on SIGTERM, and is killed with its data loaders if that takes too long."""
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from train_large import machine, runlog
 from train_large.errors import UserError
+from train_large.processes import end, ended_by_signals, environment
 from train_large.sizes import Size
 
 UPDATES = 100  # the paper: "the average time over 100 steps"
@@ -309,13 +310,13 @@ class FairseqTrain:
         """Raises UserError if the process fails for another reason than memory, ends before it was `enough`, or makes
         updates of more than was asked."""
         tokens = micro_batch * update_freq * self.length
-        with tempfile.TemporaryDirectory(prefix="train-large-") as folder:
+        with ended_by_signals(), tempfile.TemporaryDirectory(prefix="train-large-") as folder:
             output = Path(folder) / "output.txt"
             # Twice as many as asked: the last update of an epoch may be a smaller one, which is left out.
             command = self.command(size, micro_batch, update_freq, 2 * max_updates, folder)
             with open(output, "wb") as stream:
                 process = subprocess.Popen(
-                    command, stdout=stream, stderr=stream, start_new_session=True, env=_environment(self.user_dir)
+                    command, stdout=stream, stderr=stream, start_new_session=True, env=_where_xla_is(self.user_dir)
                 )
             peak, fits = 0, True
             durations: tuple[float, ...] = ()
@@ -342,7 +343,7 @@ class FairseqTrain:
                         break
                     time.sleep(POLL_SECONDS)
             finally:
-                _kill(process)
+                end([process], 0, ask=False)
         if fits and not enough(durations):
             raise UserError(self._why(size, process.returncode, printed, len(durations)))
         if self.own_memory:
@@ -374,13 +375,6 @@ def _updates(log: Path) -> list[_Update]:
         for before, line in itertools.pairwise(lines)
         if line["updates"] == before["updates"] + 1
     ]
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the process and its data loaders, which are in one session, and wait for it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _resident_memory(pid: int) -> int:
@@ -419,10 +413,9 @@ def _vocabulary(data: Path) -> int:
     return len(symbols) + 4 + ("<mask>" not in symbols)
 
 
-def _environment(user_dir: Path) -> dict[str, str]:
-    """Where `xla` can be imported: it lies beside fairseq_plugins."""
-    paths = [str(user_dir.resolve().parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+def _where_xla_is(user_dir: Path) -> dict[str, str]:
+    """An environment in which `xla` can be imported: it lies beside fairseq_plugins."""
+    return environment(user_dir.resolve().parent)
 
 
 def _device_memory(printed: str) -> int | None:
@@ -437,23 +430,9 @@ def _device_memory(printed: str) -> int | None:
 
 _PROBE = """
 import json, sys, torch
+gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() and sys.argv[1] != "cpu" else None
 found = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-kind = sys.argv[1]
-if kind == "xla":
-    from train_large.errors import UserError
-    from xla import device
-    import torch_xla
-    try:
-        name = device.choose_device()
-        count, hosts = device.local_devices(name), device.hosts(name)
-    except UserError as error:
-        sys.exit(str(error))
-    found["torch"] += f", torch_xla {torch_xla.__version__}"
-    found.update(device=f"XLA {device.kind(name)} x {count}", devices=count, hosts=hosts, own_memory=name != "CPU")
-else:
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() and kind != "cpu" else None
-    found.update(device=gpu or "cpu", devices=1, hosts=1, own_memory=gpu is not None)
-print(json.dumps(found))
+print(json.dumps({**found, "device": gpu or "cpu", "devices": 1, "hosts": 1, "own_memory": gpu is not None}))
 """
 
 
@@ -461,11 +440,10 @@ print(json.dumps(found))
 def _machine(kind: str, user_dir: Path) -> dict[str, Any]:
     """What runs the updates (torch, xla, or cpu): torch's version, device, machine.
 
-    Asked of another process: the core imports no torch.
+    Asked of another process: the core imports neither torch nor an adapter.
     """
-    probe = subprocess.run(
-        [sys.executable, "-c", _PROBE, kind], capture_output=True, text=True, env=_environment(user_dir)
-    )
+    words = ["-m", "xla.device"] if kind == "xla" else ["-c", _PROBE, kind]
+    probe = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=_where_xla_is(user_dir))
     if probe.returncode:
         last = probe.stderr.strip().splitlines()[-1:] or ["no reason given"]
         if kind == "xla":

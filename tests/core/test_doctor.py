@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from train_large import cli, doctor
+from train_large import cli, doctor, machine
 from train_large.doctor import Row
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +166,7 @@ def test_every_extra_says_what_it_is_for():
 )
 def test_cores_are_those_of_affinity_and_cgroups(tmp_path, monkeypatch, files, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert doctor.usable_cores(system(tmp_path, files)) == cores
+    assert machine.usable_cores(system(tmp_path, files)) == cores
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_only_a_whole_budget_is_done(tmp_path, reason):
     assert is_done(tmp_path)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_killed_pilot_goes_on(recipe, tmp_path, monkeypatch, sent):
     """A signal to the one who runs the pilots: the run saves itself, and takes its budget up where it was."""
     monkeypatch.setenv("SLOW", "1")

@@ -163,7 +163,8 @@ time.sleep(600)
 DEMO = """
 import sys
 from pathlib import Path
-from chain import Chains, Stage, alone, ended_by_signals
+from chain import Chains, Stage, alone
+from train_large.processes import ended_by_signals
 
 folder = Path(FOLDER)
 with ended_by_signals(), alone(folder) as lock:
@@ -249,7 +250,7 @@ def test_a_fault_of_the_screen_stops_all(tmp_path):
 
 
 def test_below_nohup_a_demo_outlives_its_terminal(tmp_path):
-    code = "import os, signal; from chain import ended_by_signals\nwith ended_by_signals():\n"
+    code = "import os, signal; from train_large.processes import ended_by_signals\nwith ended_by_signals():\n"
     code += "    os.kill(os.getpid(), signal.SIGHUP); print('alive')"
     command = ["nohup", sys.executable, "-c", code]
     told = subprocess.run(command, capture_output=True, text=True, cwd=Path(chain.__file__).parent, check=False)

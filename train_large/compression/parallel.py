@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import torch
 
+from train_large.machine import usable_cores
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -22,7 +24,7 @@ Result = TypeVar("Result")
 @functools.cache
 def pool() -> ThreadPoolExecutor:
     """One thread for each core that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     here = torch.get_num_threads()
     # OpenMP counts threads for each thread that starts them. But what any thread says last holds for those that have
     # not said anything yet (set_num_threads, aten/src/ATen/ParallelOpenMP.cpp, torch 2.13.0): so all start now, and the

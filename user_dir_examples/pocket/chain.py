@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train_large import processes
 from train_large.data.documents import digest
 from train_large.errors import UserError
 from train_large.files import whole
@@ -43,29 +43,6 @@ def alone(out: Path) -> Iterator[int]:
         except OSError as error:
             raise UserError(f"{out} has no locks ({error.strerror}): give another folder with --out.") from None
         yield lock.fileno()
-
-
-@contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM, and SIGHUP of a terminal that is closed, end the block as Ctrl-C does.
-
-    A second one, as shells send, does not cut the end short. What is ignored, as SIGHUP is below nohup, stays so.
-    """
-
-    def end(signum: int, frame: object) -> None:
-        for number in before:
-            signal.signal(number, lambda *_: None)  # not SIG_IGN, which processes would inherit
-        raise KeyboardInterrupt
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -186,19 +163,7 @@ class Chains:
         with self._lock:
             is_first, self._stopping = not self._stopping, True
             running = [process for process in self._processes.values() if process.poll() is None]
-        try:
-            if is_first:  # a second SIGTERM would end a run before it has saved
-                for process in running:
-                    process.terminate()
-            until = time.monotonic() + PATIENCE
-            for process in running:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.0, until - time.monotonic()))
-        finally:
-            for process in running:
-                if process.returncode is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)
+        processes.end(running, PATIENCE, ask=is_first)  # a second SIGTERM would end a run before it has saved
 
 
 def _read(path: Path) -> Any:

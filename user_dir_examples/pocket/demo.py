@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from chain import Chains, Stage, alone, ended_by_signals
+from chain import Chains, Stage, alone
 from fetch import fetch_movie_reviews, fetch_wikitext2
 from recipe import ROOT, USER_DIR, Recipe, finetune, pretrain, prune, validation_interval
 from rich.console import Console
@@ -32,7 +32,8 @@ from train_large.data.folder import RECORD
 from train_large.data.glue import TaskSummary, prepare_task
 from train_large.data.text import TextSummary, prepare_text
 from train_large.errors import UserError
-from train_large.machine import processor
+from train_large.machine import processor, usable_cores
+from train_large.processes import ended_by_signals
 from train_large.report import results as report
 from train_large.report.claims import judge_claims
 from train_large.report.page import write_page
@@ -58,11 +59,6 @@ def main() -> int:
     return 0
 
 
-def _cores() -> int:
-    """Those that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -77,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--memory-limit", help="memory for the model at inference, such as 500kB: the page says what to ship"
     )
-    parser.add_argument("--jobs", type=int, default=_cores(), help="sizes at a time, one core each")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="sizes at a time, one core each")
     return parser
 
 

@@ -27,13 +27,14 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "user_dir_examples" / "pocket"))  # what runs the stages of both pocket studies
 
-from chain import Chains, Stage, alone, ended_by_signals  # noqa: E402
+from chain import Chains, Stage, alone  # noqa: E402
 from screen import Screen  # noqa: E402
 
 from train_large import runlog  # noqa: E402
 from train_large.budget import parse_duration  # noqa: E402
 from train_large.errors import UserError  # noqa: E402
-from train_large.machine import processor  # noqa: E402
+from train_large.machine import processor, usable_cores  # noqa: E402
+from train_large.processes import ended_by_signals, environment  # noqa: E402
 from train_large.report import results as report  # noqa: E402
 from train_large.report import runs  # noqa: E402
 from train_large.report.claims import judge_claims  # noqa: E402
@@ -48,7 +49,7 @@ def main() -> int:
     options = _parser().parse_args()
     console = Console(highlight=False)
     # Tensor2Tensor's programs are run by the name of their package.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = environment(ROOT)["PYTHONPATH"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         with ended_by_signals():
@@ -66,14 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--budget", default="240s", help="training time of each size")
     parser.add_argument("--out", type=Path, default=Path("runs/demo-mt"), help="folder for everything that is made")
     parser.add_argument("--sizes", default=",".join(Recipe.sizes), help="sizes, such as %(default)s")
     parser.add_argument("--pairs", type=Path, help="your own pairs, a TSV of English and French")
     parser.add_argument("--words", type=int, default=Recipe.most_words, help="longest sentence that is taken")
     parser.add_argument("--t2t", default=".venv-t2t/bin/python", help="Python of Tensor2Tensor's environment")
-    parser.add_argument("--jobs", type=int, default=cores, help="sizes at a time, one core each")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="sizes at a time, one core each")
     return parser
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,10 +18,10 @@ import about
 import experiments
 import jobs
 from omegaconf import DictConfig
-from processes import started
 
 from train_large.errors import UserError
 from train_large.files import whole
+from train_large.processes import environment, started
 
 MADE = "made.json"  # from what a folder was made: settings, and the same of every input
 DONE = "done"  # what the workflow looks for
@@ -98,7 +97,7 @@ def identity(settings: DictConfig, job: jobs.Job) -> str:
 def _execute(command: list[str], log: Path, lock: int, name: str) -> None:
     options = {
         "stdin": subprocess.DEVNULL,
-        "env": environment(),
+        "env": one_thread(),
         "pass_fds": (lock,),
         "start_new_session": True,  # Ctrl-C comes as SIGTERM, as what a budgeted run saves itself at
     }
@@ -112,11 +111,10 @@ def _execute(command: list[str], log: Path, lock: int, name: str) -> None:
         raise UserError(f"{name} ended with status {status}; {log} says why: {last}")
 
 
-def environment() -> dict[str, str]:
-    """One thread each: several small models at a time, one core each, do more than one of several threads."""
+def one_thread() -> dict[str, str]:
+    """The environment of a job: several small models at a time, one core each, do more than one of several threads."""
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
-    paths = [str(experiments.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, **threads, "PYTHONWARNINGS": "ignore", "PYTHONPATH": os.pathsep.join(paths)}
+    return {**environment(experiments.ROOT), **threads, "PYTHONWARNINGS": "ignore"}
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ import experiments
 import jobs
 import numpy
 from omegaconf import DictConfig
-from processes import started
 
 from train_large.data.binary import binarize
 from train_large.errors import UserError
 from train_large.files import whole
+from train_large.processes import started
 from train_large.sizes import Size
 
 SPECIAL = 5  # entries that fairseq adds to a dictionary: <s>, <pad>, </s>, <unk>, <mask>

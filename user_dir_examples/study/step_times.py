@@ -95,7 +95,7 @@ def translating(settings: DictConfig, run: Translation, model_dir: Path) -> list
 
 
 def _seconds_per_update(command: list[str], folder: Path) -> float:
-    done = subprocess.run(command, env=job.environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=job.one_thread(), capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
         raise UserError(f"a run to be timed ended with status {done.returncode}: {' '.join(last)}")

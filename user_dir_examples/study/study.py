@@ -23,9 +23,10 @@ import jobs
 import measurements
 import study_report
 from omegaconf import DictConfig
-from processes import started
 
 from train_large.errors import UserError
+from train_large.machine import usable_cores
+from train_large.processes import started
 
 HERE = Path(__file__).resolve().parent
 
@@ -47,16 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--experiment", default="", help="one or several, separated by commas; all unless given")
     parser.add_argument("--config", type=Path, help="a YAML file with what differs from study/pocket.yaml")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, such as budget=60s")
-    parser.add_argument("--jobs", type=int, default=_cores(), help="processes at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="processes at a time, one thread each")
     parser.add_argument("--report-only", action="store_true", help="run nothing, only gather and draw what is there")
     parser.add_argument("--publish", type=Path, metavar="FOLDER", help="copy what is finished to FOLDER, with a report")
     parser.add_argument("--against", type=Path, metavar="RESULTS", help="say whether this is what RESULTS say too")
     parser.add_argument("snakemake", nargs="*", help="flags for Snakemake, behind --: -- --executor slurm")
     return parser
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(options: argparse.Namespace) -> int:

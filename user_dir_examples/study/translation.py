@@ -17,11 +17,11 @@ from types import ModuleType
 import experiments
 import jobs
 from omegaconf import DictConfig
-from processes import started
 
 from train_large import runlog
 from train_large.budget import parse_duration
 from train_large.errors import UserError
+from train_large.processes import started
 
 POCKET = experiments.ROOT / "user_dir_examples" / "pocket_mt"
 
