@@ -442,7 +442,7 @@ def _machine(kind: str, user_dir: Path) -> dict[str, Any]:
 
     Asked of another process: the core imports neither torch nor an adapter.
     """
-    words = ["-m", "xla.device"] if kind == "xla" else ["-c", _PROBE, kind]
+    words = ["-m", "xla.probe"] if kind == "xla" else ["-c", _PROBE, kind]
     probe = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=_where_xla_is(user_dir))
     if probe.returncode:
         last = probe.stderr.strip().splitlines()[-1:] or ["no reason given"]

@@ -1,18 +1,12 @@
 """The XLA device of this host: which there is, how many, and whether it can be used as asked, before it is touched.
 
 Nothing here starts torch-xla's runtime: after that its processes can no longer be spawned, nor SPMD be chosen freely.
-
-    python -m xla.device
-
-prints what there is as JSON, for `train-large time-steps --device xla`, and ends with one sentence where there is none.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
-import sys
 
 from train_large.errors import UserError
 
@@ -108,26 +102,3 @@ def _check_versions() -> None:
         raise UserError(f"torch_xla cannot be imported ({error}); install torch 2.9.0 with torch_xla 2.9.0.") from None
     if not version.startswith(TORCH_XLA + "."):
         raise UserError(f"torch_xla {version} is not {TORCH_XLA}: its patches are for {TORCH_XLA}; install that.")
-
-
-def main() -> None:
-    import torch
-    import torch_xla
-
-    try:
-        name = choose_device()
-        found = {
-            "torch": f"{torch.__version__}, torch_xla {torch_xla.__version__}",
-            "threads": torch.get_num_threads(),
-            "device": f"XLA {kind(name)} x {local_devices(name)}",
-            "devices": local_devices(name),
-            "hosts": hosts(name),
-            "own_memory": name != "CPU",
-        }
-    except UserError as error:
-        sys.exit(str(error))
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
