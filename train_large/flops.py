@@ -100,16 +100,6 @@ def translation_train_flops(
     return float(FORWARD_AND_BACKWARD * sequences * forward)
 
 
-def six_nd(parameters: int, tokens: int) -> float:
-    """The rule of thumb 6 x parameters x tokens (Kaplan et al., 2020), for comparison with other people's figures only.
-
-    Warning: never put it on one plot or into one sum with `train_flops`. It takes the backward pass for twice the
-    forward pass and leaves out the attention's own products; over the paper's grid `train_flops` is about 0.7 of it,
-    and not by a constant factor.
-    """
-    return 6.0 * parameters * tokens
-
-
 def _linear(inputs: int, outputs: int) -> int:
     """One position through a matrix, and its bias."""
     return 2 * inputs * outputs + outputs

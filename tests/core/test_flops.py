@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from train_large.errors import UserError
-from train_large.flops import six_nd, train_flops, translation_train_flops
+from train_large.flops import train_flops, translation_train_flops
 from train_large.sizes import Size
 
 BASE, LARGE = Size(12, 768), Size(24, 1024)
@@ -98,7 +98,3 @@ def test_only_cross_attention_couples_source_and_target():
     # (2hh + h each) and the attention of all 20 target positions to it.
     alone = train_flops(size, 32000, 31, 1, head="none") - train_flops(size, 32000, 30, 1, head="none")
     assert cost(31, 20) - cost(30, 20) - alone == 2 * 6 * (2 * (2 * 512**2 + 512) + 20 * (4 * 512 + 10 * 8))
-
-
-def test_six_nd():
-    assert six_nd(10, 7) == 420

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from train_large.report import drawing, figures, training_tables, units
 from train_large.report.claims import above_chance, standard_error
 from train_large.report.pareto import frontier_of
-from train_large.report.results import Results, Study, TranslationResults, load, write_whole
+from train_large.report.results import Results, Study, TranslationResults, write_whole
 from train_large.report.tables import STATISTICS, VERDICTS, claims_of, error_tables, memory_limits, ship_parts
 from train_large.report.training_claims import choice_parts
 from train_large.report.training_tables import Training
@@ -22,11 +22,6 @@ CLOCKS = {
     "wall": "wall clock (everything since the start)",
     "calibrated": "calibrated clock (updates times the seconds per update measured beforehand)",
 }
-
-
-def write_report(results_json: Path, page: Path, memory_limit: int | None = None) -> None:
-    """The page for a results.json. Raises UserError if that cannot be read, is wrong, or the page cannot be written."""
-    write_page(load(results_json), page, memory_limit)
 
 
 def write_page(study: Study, path: Path, memory_limit: int | None = None) -> None:

@@ -10,6 +10,7 @@ from train_large.errors import UserError
 from train_large.report import page as module
 from train_large.report.claims import judge_claims
 from train_large.report.pareto import frontier_of
+from train_large.report.results import load
 from train_large.report.runs import read_runs
 from train_large.report.tables import memory_limits, ship_line
 from train_large.report.units import format_bytes
@@ -248,20 +249,13 @@ def test_what_a_translation_study_says_is_text_not_html(translation):
     assert sizes_of(root)[1][0] == evil
 
 
-def test_write_report(value, tmp_path):
-    source, page = tmp_path / "results.json", tmp_path / "new" / "page.html"
+def test_write_page(value, tmp_path):
     value["models"] = [{**value["models"][0], "curve": []}]
-    source.write_text(json.dumps(value))
-    module.write_report(source, page, 2_000_000)
-    first = page.read_bytes()
-    assert "Within 2\u00a0MB" in first.decode("utf-8")
+    (tmp_path / "results.json").write_text(json.dumps(value))
+    study, page = load(tmp_path / "results.json"), tmp_path / "new" / "page.html"
+    module.write_page(study, page, 2_000_000)
+    assert "Within 2\u00a0MB" in page.read_text(encoding="utf-8")
     assert os.listdir(page.parent) == ["page.html"]
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="could not be written"):
-        module.write_report(source, tmp_path / "file" / "page.html", 2_000_000)
-
-    del value["task"]
-    source.write_text(json.dumps(value))
-    with pytest.raises(UserError, match=r"results\.json: task is missing"):
-        module.write_report(source, page)
-    assert page.read_bytes() == first
+        module.write_page(study, tmp_path / "file" / "page.html", 2_000_000)
