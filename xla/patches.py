@@ -78,7 +78,6 @@ def names_of_ranks() -> None:
     0.12.3.1), which call functions that torch-xla has moved to its `runtime`."""
     xm.xrt_world_size = lambda: xr.world_size()
     xm.get_ordinal = lambda: xr.global_ordinal()
-    xm.get_local_ordinal = lambda: xr.local_ordinal()
 
 
 def meet_nobody_alone() -> None:

@@ -76,8 +76,20 @@ def test_names_of_ranks(mended):
     for name in ("xrt_world_size", "get_ordinal"):
         assert not hasattr(xm, name), "no longer needed: names_of_ranks"
         assert f"xm.{name}()" in inspect.getsource(distributed_utils)
-    mended(patches.names_of_ranks, xm, "xrt_world_size", xm, "get_ordinal", xm, "get_local_ordinal")
+    mended(patches.names_of_ranks, xm, "xrt_world_size", xm, "get_ordinal")
     assert (xm.xrt_world_size(), xm.get_ordinal(), xm.get_local_ordinal()) == (1, 0, 0)
+
+
+def test_meet_nobody_alone(mended, monkeypatch):
+    assert "xm.rendezvous" in inspect.getsource(Trainer.valid_step), "no longer needed: meet_nobody_alone"
+    waits: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(xm, "rendezvous", lambda *asked: waits.append(asked) or [b"a", b"b"])
+    mended(patches.meet_nobody_alone, xm, "rendezvous")
+    assert xm.rendezvous("valid_step", b"mine") == [b"mine"]
+    assert waits == []
+    monkeypatch.setattr(patches.xr, "world_size", lambda: 2)
+    assert xm.rendezvous("valid_step", b"mine", (0, 1)) == [b"a", b"b"]
+    assert waits == [("valid_step", b"mine", [0, 1])]
 
 
 def test_every_device_has_its_process_and_they_are_patched(mended, monkeypatch):
@@ -173,7 +185,7 @@ class Tied(nn.Module):
 
 
 def test_embeddings_and_head_stay_one_weight_on_the_device(mended, monkeypatch):
-    mended(patches.names_of_ranks, xm, "xrt_world_size", xm, "get_ordinal", xm, "get_local_ordinal")
+    mended(patches.names_of_ranks, xm, "xrt_world_size", xm, "get_ordinal")
     monkeypatch.setattr(distributed_utils, "_USE_XLA", True)
     group = ("tpu", [[0]])
 
