@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from train_large import machine, runlog
+from train_large.data.dictionary import read_dictionary
 from train_large.errors import UserError
 from train_large.processes import end, ended_by_signals, environment
 from train_large.sizes import Size
@@ -403,14 +404,9 @@ def _available_memory() -> int:
 
 def _vocabulary(data: Path) -> int:
     """Entries of the dictionary in `data`, with fairseq's four special symbols and the mask."""
-    try:
-        with open(data / "dict.txt", encoding="utf-8") as lines:
-            symbols = [line.split()[0] for line in lines if line.strip()]
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{data}: no dict.txt can be read there; give a folder made by fairseq-preprocess.") from None
     if not (data / "train.bin").exists():
         raise UserError(f"{data}: no train.bin there; give a folder made by fairseq-preprocess.")
-    return len(symbols) + 4 + ("<mask>" not in symbols)
+    return len(read_dictionary(data / "dict.txt"))
 
 
 def _where_xla_is(user_dir: Path) -> dict[str, str]:

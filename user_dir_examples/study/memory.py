@@ -19,12 +19,11 @@ import numpy
 from omegaconf import DictConfig
 
 from train_large.data.binary import binarize
+from train_large.data.dictionary import SPECIAL
 from train_large.errors import UserError
 from train_large.files import whole
 from train_large.processes import started
 from train_large.sizes import Size
-
-SPECIAL = 5  # entries that fairseq adds to a dictionary: <s>, <pad>, </s>, <unk>, <mask>
 
 
 def main() -> int:
@@ -49,7 +48,7 @@ def main() -> int:
 def random_text(settings: DictConfig, data: Path, seed: int) -> None:
     """A text of random entries of a dictionary as long as the paper's: memory depends on no word."""
     memory = settings.memory
-    words = memory.vocabulary - SPECIAL
+    words = memory.vocabulary - len(SPECIAL) - 1  # and <mask>
     draw = numpy.random.default_rng(seed)
     sequences = memory.batch * memory.updates
     work = data.with_name("text")
