@@ -49,7 +49,7 @@ _BINS = 1 << 17  # of a histogram, on each side of zero
 _FINEST = 16000  # steps from zero to the largest magnitude: indices from -16000 to 16000 have 15 bits
 _PER_OCTAVE = 32  # steps on the ladder between one and its double
 _LEAST_ERROR = 1e-3  # relative, of a matrix: finer steps are not looked at
-_SPIKE = 10  # zeros are a mask where they are at least one in so many
+_SPIKE = 10  # zeros are a mask where they are one in so many, and twice as many as the points on both sides of zero
 _TRELLIS_ERROR = 0.87  # over that of rounding
 _GUESSES = 6
 _CLOSE = 2e-4  # of the target: a search ends when no better choice can gain more
@@ -60,7 +60,7 @@ Size = Callable[[Quantizer], int]
 def quantize_to_step(w: Tensor, step: float) -> Quantized:
     """`w`, of any shape and floating type, rounded to multiples of `step`: one range, zero exactly zero.
 
-    Zeros are indices like all others, but where many of them stand among indices of more than 8 bits, as in a pruned
+    Zeros are indices like all others, but where they stand out among indices of more than 8 bits, as in a pruned
     tensor: those are coded in two parts, to which a peak of zeros would be lost, and so they are kept by a mask.
 
     `bits` is the width of the indices, 2 to 15. The `step` of the result is the one with the least squared error for
@@ -96,7 +96,8 @@ def quantize_to_step(w: Tensor, step: float) -> Quantized:
     lowest, highest = min(ends, default=0), max(ends, default=0)
     bits = max(2, (highest - lowest).bit_length())
     mask = codes != 0
-    if bits <= 8 or _SPIKE * (codes.size - np.count_nonzero(mask)) < codes.size:
+    zeros, beside = codes.size - np.count_nonzero(mask), np.count_nonzero(np.abs(codes) == 1)
+    if bits <= 8 or _SPIKE * zeros < codes.size or zeros < 2 * beside:
         mask[:] = True
     codes[mask] -= np.int16(lowest)
     return replace(_quantized(codes, lowest, best, w.shape, bits), mask=_mask(mask, w.shape))

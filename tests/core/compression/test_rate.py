@@ -70,7 +70,9 @@ def test_zero_is_exactly_zero_with_fused_arithmetic_too(w, share):
     q = quantize_to_step(w, step)
     other = dequantize(q)
     zeros = other == 0
-    assert torch.equal(q.mask, ~zeros) if q.bits > 8 and 10 * int(zeros.sum()) >= len(w) else q.mask is None
+    beside = int((other.abs() - float(q.step)).abs().lt(float(q.step) / 4).sum())
+    stand_out = 10 * int(zeros.sum()) >= len(w) and int(zeros.sum()) >= 2 * beside
+    assert torch.equal(q.mask, ~zeros) if q.bits > 8 and stand_out else q.mask is None
     assert other[w == 0].tolist() == [0.0] * int((w == 0).sum())
     assert not torch.signbit(other[w == 0]).any()
     grid, minimum = Fraction(float(q.step)), Fraction(float(q.minimum))
@@ -109,6 +111,15 @@ def test_a_file_is_near_its_entropy_with_and_without_a_peak_of_zeros(tmp_path, p
     total = inspect(tmp_path / "w.safetensors").total
     n = (w / step).round()
     assert total.bytes_file <= 1.04 * entropy_bytes(replace(q, indices=n))
+
+
+def test_a_peak_that_is_no_spike_needs_no_mask(tmp_path):
+    """Trained weights have a peak at zero and long tails; without its top it would be coded less well."""
+    w = torch.from_numpy(np.random.default_rng(2).standard_t(2.2, (512, 512)).clip(-120, 120).astype(np.float32))
+    q = quantize_to_step(w, 0.7)
+    assert q.bits > 8
+    assert 10 * int((dequantize(q) == 0).sum()) > w.numel()
+    assert q.mask is None
 
 
 def test_the_example_of_the_module():
