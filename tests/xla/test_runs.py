@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +57,9 @@ def test_the_host_waits_for_the_device_only_to_log_to_validate_and_to_save(long_
 @pytest.mark.slow
 def test_every_update_is_one_execution(long_run):
     save_dir, found = long_run
-    alone = [after["issued"] - before["issued"] for before, after in zip(found[100:120], found[101:], strict=False)]
-    assert Counter(alone).most_common(1)[0][0] == 1
+    # Ten updates with no validation among them. What is counted may lag behind by one where the machine is busy.
+    ten = min(found[i + 10]["issued"] - found[i]["issued"] for i in range(100, 120))
+    assert 9 <= ten <= 11
 
 
 @pytest.mark.slow
