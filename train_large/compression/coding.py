@@ -262,7 +262,13 @@ def _unsplit(body: memoryview | bytes, count: int, width: int, levels: int) -> n
     if len(body) < 5 or body[0] >= 1 << width or width == 1:
         raise ValueError("a split is cut short or has no such symbol")
     length = int.from_bytes(body[1:5], "little")
-    others = decode(body[5 : 5 + length], count, 1, levels).astype(bool)
-    symbols = np.full(count, body[0], dtype=np.uint8)
-    symbols[others] = decode(body[5 + length :], int(np.count_nonzero(others)), width, levels)
-    return symbols
+    others = decode(body[5 : 5 + length], count, 1, levels).view(bool)
+    rest = decode(body[5 + length :], int(np.count_nonzero(others)), width, levels)
+    if 8 * len(rest) < count:
+        symbols = np.full(count, body[0], dtype=np.uint8)
+        symbols[np.flatnonzero(others)] = rest
+        return symbols
+    # Where there are many others, their running count as an index takes half the time of their places, or of a mask.
+    place = np.cumsum(others, dtype=np.int32)
+    place *= others
+    return np.concatenate([np.array([body[0]], dtype=np.uint8), rest])[place]
