@@ -267,8 +267,9 @@ def test_the_dictionary_and_the_bpe_go_with_it(checkpoint):
 
 def test_labels_of_another_task_are_refused(checkpoint):
     saved = read_checkpoint(checkpoint)
+    three, scores = (checkpoint.with_name(name) for name in ("three.pt", "scores.pt"))  # not over what is mapped
     saved["model"]["classification_heads.task.out_proj.weight"] = torch.zeros(3, 4)
-    torch.save(saved, checkpoint)
+    torch.save(saved, three)
     data = checkpoint.parent / "data"
     for name, text in {"input0/dict.txt": "5 1\n", "label/dict.txt": "good 1\nbad 1\n"}.items():
         (data / name).parent.mkdir(parents=True)
@@ -276,11 +277,11 @@ def test_labels_of_another_task_are_refused(checkpoint):
     with pytest.raises(
         UserError, match=r"label/dict\.txt names 2 classes \(good, bad\) and the model has 3: give the data"
     ):
-        files_of(checkpoint, data)
+        files_of(three, data)
     (data / "label" / "dict.txt").write_text("good 1\nbad 1\nnone 1\n")
-    assert "labels.txt" in files_of(checkpoint, data)
-    torch.save({**saved, "cfg": {"task": {"regression_target": True}}}, checkpoint)
-    assert set(files_of(checkpoint, data)) == {"dict.txt"}  # scores have no names
+    assert "labels.txt" in files_of(three, data)
+    torch.save({**saved, "cfg": {"task": {"regression_target": True}}}, scores)
+    assert set(files_of(scores, data)) == {"dict.txt"}  # scores have no names
 
 
 def test_what_may_not_be_read_is_not_there_unless_it_is_named(checkpoint, monkeypatch):
