@@ -92,7 +92,8 @@ def test_indices_are_rounded_weights_and_the_step_is_refitted(w, share):
     n = n if q.mask is None else n * q.mask
     assert (n - w.double() / step).abs().max() <= 0.5 + n.abs().max() * 2.0**-8  # the step is shortened
     assert int(q.indices.min()) == 0
-    assert 2**q.bits > int(q.indices.max()) >= (2 ** (q.bits - 1) if q.bits > 2 else 0)
+    top = max(int(q.indices.max()), 0 if q.mask is None else round(-float(q.minimum) / float(q.step)))  # zero's index
+    assert 2**q.bits > top >= (2 ** (q.bits - 1) if q.bits > 2 else 0)
     assert 2 <= q.bits <= 15
     assert q.indices.dtype == (torch.uint8 if q.bits <= 8 else torch.int16)
     error = float((dequantize(q).double() - w.double()).square().sum())
