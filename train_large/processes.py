@@ -60,7 +60,7 @@ def end(processes: Sequence[subprocess.Popen[Any]], patience: float, ask: bool =
                 process.wait(max(0.0, until - time.monotonic()))
     finally:
         for process in processes:
-            if process.returncode is None:
+            if process.returncode is None or not ask:  # not asked, it may have left loaders behind
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

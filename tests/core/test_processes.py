@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 from train_large.processes import end, environment
 
@@ -38,14 +38,6 @@ def ended(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     return True
-
-
-def wait_for(happens) -> None:
-    for _ in range(600):
-        if happens():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it never happened")
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux's")

@@ -18,6 +18,7 @@ import pytest
 from chain import Chains, Stage, alone
 from rich.console import Console
 from screen import Screen
+from waiting import wait_for
 
 from train_large.errors import UserError
 
@@ -189,14 +190,6 @@ def going_on(tmp_path) -> Iterator[tuple[subprocess.Popen, Path]]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
-
-
-def wait_for(happens) -> None:
-    for _ in range(600):
-        if happens():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it never happened")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

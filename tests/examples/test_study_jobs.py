@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import about
@@ -20,6 +19,7 @@ import jobs
 import psutil
 import pytest
 import translation
+from waiting import wait_for
 
 from train_large import runlog
 
@@ -182,14 +182,6 @@ def translating(changes: list[str], trainer: Path) -> tuple[subprocess.Popen, Pa
     command = [sys.executable, str(Path(job.__file__)), str(jobs.settings_file(settings)), name]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     return process, jobs.study_folder(settings) / "locks" / name.replace("/", ".")
-
-
-def wait_for(happens) -> None:
-    for _ in range(600):
-        if happens():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it never happened")
 
 
 def is_free(lock: Path) -> bool:
