@@ -40,7 +40,7 @@ import lzma
 import math
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +142,11 @@ class Part:
     @property
     def count(self) -> int:
         return sum(entry.count for entry in self.entries)
+
+    @property
+    def levels(self) -> int:
+        """How many blocks of BYTES and SPLIT may lie within each other."""
+        return LEVELS if self.deep else 1
 
     @property
     def groups(self) -> list[int]:
@@ -273,7 +278,8 @@ def _tensors(path: Path, index: Index, weights: memoryview) -> Iterator[tuple[st
     """What `write_packed` was given, decoded a few parts ahead and let go one by one."""
     starts = itertools.accumulate((sum(part.blocks) for part in index.parts), initial=0)
     rest = enumerate(zip(index.parts, starts))
-    coming: dict[int, Future[deque[Quantized | Tensor]]] = {}
+    coming: dict[int, Callable[[], deque[Quantized | Tensor]]] = {}
+    decoded: dict[int, deque[Quantized | Tensor]] = {}
     submitted = 0
     for entry in index.tensors:
         if entry.part is None:
@@ -281,17 +287,17 @@ def _tensors(path: Path, index: Index, weights: memoryview) -> Iterator[tuple[st
             continue
         for number, (part, start) in itertools.islice(rest, max(0, entry.part + AHEAD - submitted)):
             blocks = weights[start : start + sum(part.blocks)]
-            coming[number] = pool().submit(_decoded, part, blocks)
+            coming[number] = _decoding(part, blocks)
             submitted += 1
         try:
-            decoded = coming[entry.part].result()
+            if entry.part in coming:
+                decoded[entry.part] = coming.pop(entry.part)()
         except ValueError as error:
             damaged = index.parts[entry.part]
             raise UserError(f"{path}: {damaged} is damaged ({error}): get the file once more.") from error
-        tensor = decoded.popleft()
-        if not decoded:
-            del coming[entry.part]
-        del decoded
+        tensor = decoded[entry.part].popleft()
+        if not decoded[entry.part]:
+            del decoded[entry.part]
         yield entry.name, tensor
         del tensor
 
@@ -522,46 +528,67 @@ def _encode_chunk(values: np.ndarray, keep: np.ndarray | None, bits: int, trelli
     ]
 
 
-def _decoded(part: Part, blocks: memoryview) -> deque[Quantized | Tensor]:
-    """The tensors of a part. Raises ValueError where its blocks do not hold them."""
-    ends, levels = np.cumsum(part.blocks), LEVELS if part.deep else 1
+def _decoding(part: Part, blocks: memoryview) -> Callable[[], deque[Quantized | Tensor]]:
+    """A part whose chunks all cores begin to decode, and what waits for its tensors: it raises ValueError where the
+    blocks do not hold them."""
+    ends = np.cumsum(part.blocks)
     pieces = iter([blocks[end - length : end] for end, length in zip(ends, part.blocks)])
-    if part.bits is not None:
-        groups = part.groups
-        ranges = _from_byte_planes(decode(next(pieces), 8 * sum(groups), 8, levels), "<f4").reshape(2, sum(groups))
-        if not np.isfinite(ranges).all():
-            raise ValueError("its ranges are not finite")
-        values = np.zeros(part.count, np.uint8 if part.bits <= 8 else np.int16)
-    else:
-        values = np.zeros((part.count, len(part.widths)), np.uint8)
-    mask = np.empty(part.count, bool) if part.mask else None
-    for start in range(0, part.count, CHUNK):
-        here = values[start : start + CHUNK]
-        count, keep = len(here), None
-        if mask is not None:
-            keep = decode(next(pieces), count, 1, levels).astype(bool)
-            mask[start : start + CHUNK] = keep
-            count = int(np.count_nonzero(keep))
-        symbols = [decode(next(pieces), count, width, levels) for width in part.widths]
-        if part.bits is None:
-            found: np.ndarray = np.stack(symbols[::-1], axis=1)
-        elif len(symbols) == 1:
-            found = symbols[0]
-        else:
-            found = symbols[0].astype(np.int16) << part.widths[1] | symbols[1]
-        if part.trellis:
-            found = np.left_shift(found, 1, dtype=values.dtype) | lowest_bits(found)
-        here[slice(None) if keep is None else keep] = found
-    flat = torch.from_numpy(values)
+    ranges = None if part.bits is None else pool().submit(_decode_ranges, part, next(pieces))
     if part.bits is None:
-        return deque(_divided(flat.reshape(-1).view(_PLAIN[part.dtype]), part.entries))  # type: ignore[index]
-    minima, steps = (torch.from_numpy(row).split(groups) for row in ranges)
-    indices = _divided(flat, part.entries)
-    masks = [None] * len(indices) if mask is None else _divided(torch.from_numpy(mask), part.entries)
-    return deque(
-        Quantized(index, minimum.clone(), step.clone(), kept, part.granularity, part.bits, part.trellis)
-        for index, minimum, step, kept in zip(indices, minima, steps, masks)
-    )
+        values = np.zeros((part.count, len(part.widths)), np.uint8)
+    else:
+        values = np.zeros(part.count, np.uint8 if part.bits <= 8 else np.int16)
+    mask = np.empty(part.count, bool) if part.mask else None
+    chunks = []
+    for start in range(0, part.count, CHUNK):
+        here = slice(start, start + CHUNK)
+        each = list(itertools.islice(pieces, part.mask + len(part.widths)))
+        chunks.append(pool().submit(_decode_chunk, part, each, values[here], None if mask is None else mask[here]))
+
+    def tensors() -> deque[Quantized | Tensor]:
+        for chunk in chunks:
+            chunk.result()
+        flat = torch.from_numpy(values)
+        if ranges is None:
+            return deque(_divided(flat.reshape(-1).view(_PLAIN[part.dtype]), part.entries))  # type: ignore[index]
+        minima, steps = (torch.from_numpy(row).split(part.groups) for row in ranges.result())
+        indices = _divided(flat, part.entries)
+        masks = [None] * len(indices) if mask is None else _divided(torch.from_numpy(mask), part.entries)
+        assert part.bits is not None
+        return deque(
+            Quantized(index, minimum.clone(), step.clone(), kept, part.granularity, part.bits, part.trellis)
+            for index, minimum, step, kept in zip(indices, minima, steps, masks)
+        )
+
+    return tensors
+
+
+def _decode_ranges(part: Part, block: memoryview) -> np.ndarray:
+    """Minima and steps, float32 (2, R)."""
+    count = sum(part.groups)
+    ranges = _from_byte_planes(decode(block, 8 * count, 8, part.levels), "<f4").reshape(2, count)
+    if not np.isfinite(ranges).all():
+        raise ValueError("its ranges are not finite")
+    return ranges
+
+
+def _decode_chunk(part: Part, blocks: Sequence[memoryview], values: np.ndarray, mask: np.ndarray | None) -> None:
+    """Write the values and the mask of a chunk, whose `blocks` these are."""
+    count, keep = len(values), None
+    if mask is not None:
+        keep = decode(blocks[0], count, 1, part.levels).astype(bool)
+        mask[:] = keep
+        count, blocks = int(np.count_nonzero(keep)), blocks[1:]
+    symbols = [decode(block, count, width, part.levels) for block, width in zip(blocks, part.widths)]
+    if part.bits is None:
+        found: np.ndarray = np.stack(symbols[::-1], axis=1)
+    elif len(symbols) == 1:
+        found = symbols[0]
+    else:
+        found = symbols[0].astype(np.int16) << part.widths[1] | symbols[1]
+    if part.trellis:
+        found = np.left_shift(found, 1, dtype=values.dtype) | lowest_bits(found)
+    values[slice(None) if keep is None else keep] = found
 
 
 def _divided(flat: Tensor, entries: Sequence[Entry]) -> list[Tensor]:
