@@ -350,18 +350,22 @@ def packed_prediction() -> Answer:
     import torch
 
     try:
-        from train_large.compression.kernels import BFLOAT16, INT8
+        from train_large.compression import onednn
+        from train_large.compression.kernels import BFLOAT16, INT8, WIDE
         from train_large.compression.runtime import AUTO, choose_precision
     except ImportError as error:
         return False, f"{_said(error)}: install this package with its extra pack"
-    precision = choose_precision(AUTO)
-    generator = torch.Generator().manual_seed(1)
-    one, other = (torch.randint(-128, 128, shape, generator=generator) for shape in ((32, 256), (256, 64)))
-    if precision == INT8:
+    precision = choose_precision(AUTO, WIDE)
+    if precision == INT8 and onednn.available():
+        generator = torch.Generator().manual_seed(1)
+        one, other = (torch.randint(-128, 128, shape, generator=generator) for shape in ((32, 256), (256, 64)))
         if not torch.equal(torch._int_mm(one.to(torch.int8), other.to(torch.int8)).long(), one @ other):
             raise RuntimeError(f"int8 products of torch {torch.__version__} are wrong on this CPU")
         return True, "int8, by torch's kernels on AVX512-VNNI (nothing is compiled for it)"
-    lacks = "this CPU has no AVX512-VNNI" if torch.backends.mkldnn.is_available() else "this torch has no oneDNN"
+    if precision == INT8:
+        return True, f"int8, by FBGEMM on AVX2 (no AVX512-VNNI); float32 for models narrower than {WIDE}"
+    has_onednn = torch.backends.mkldnn.is_available()
+    lacks = "this CPU has neither AVX512-VNNI nor AVX2" if has_onednn else "this torch has neither oneDNN nor FBGEMM"
     if precision == BFLOAT16:
         return True, f"bfloat16, by torch's kernels on AVX512-BF16 (nothing is compiled for it); {lacks} for int8"
     return False, f"float32: {lacks} for int8, and no AVX512-BF16 for bfloat16"

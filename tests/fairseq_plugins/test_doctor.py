@@ -176,9 +176,12 @@ def test_what_competes_for_few_cores_is_told(monkeypatch):
 
 
 def test_packed_prediction_says_what_it_computes_in(monkeypatch):
-    from train_large.compression import kernels, runtime
+    from train_large.compression import kernels, onednn, runtime
 
-    assert ask("packed prediction").active is (runtime.choose_precision("auto") != kernels.FLOAT32)
+    row = ask("packed prediction")
+    assert row.active is (runtime.choose_precision("auto", 1024) != kernels.FLOAT32)
+    if kernels.supported(kernels.INT8):
+        assert row.why.startswith("int8, by torch's kernels" if onednn.available() else "int8, by FBGEMM")
     for has, active, said in (("bfloat16", True, "bfloat16"), ("float32", False, "float32")):
         only = {has, kernels.FLOAT32}
         monkeypatch.setattr(runtime, "supported", lambda precision, only=only: precision in only)

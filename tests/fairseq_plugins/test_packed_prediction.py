@@ -16,7 +16,7 @@ from fairseq.models.roberta.model import RobertaModel, base_architecture
 from torch import Tensor
 
 from fairseq_plugins.models.prenorm_roberta import PrenormRobertaModel
-from train_large.compression import network
+from train_large.compression import kernels, network, onednn, runtime
 from train_large.compression.checkpoint import stock_form
 from train_large.compression.kernels import BFLOAT16, FLOAT32, INT8, supported
 from train_large.compression.packed import write_packed
@@ -274,7 +274,7 @@ def test_weights_are_kept_ready_as_far_as_there_is_room() -> None:
     assert not any(ready(0)[1])
     assert all(ready(10**9)[1])
     inputs, out, fc1, fc2 = (m.weight for m in built.layers[0].maps)
-    more = [weight.in_tiles_nbytes - weight.nbytes for weight in (inputs, out, fc1, fc2)]
+    more = [kernels.in_tiles_nbytes(weight) - weight.codes_nbytes for weight in (inputs, out, fc1, fc2)]
     some, which = ready(sum(more))
     # The shared attention counts once, and is ready in all layers.
     assert which == [True] * 4 + [True, True, False, False] * 2
@@ -283,7 +283,8 @@ def test_weights_are_kept_ready_as_far_as_there_is_room() -> None:
     assert some.scratch_nbytes(INT8) == ready(0)[0].scratch_nbytes(INT8)
     assert ready(10**9)[0].scratch_nbytes(INT8) == 0
     eight = network.keep_ready(network.build(pack(build(), 8), checkpoint(build())["cfg"]["model"]), 0)
-    assert all(m.weight.tiles is not None for layer in eight.layers for m in layer.maps)
+    # FBGEMM fills such narrow matrices up; oneDNN keeps those of 8 bits ready in any case.
+    assert all((m.weight.tiles is not None) == onednn.available() for layer in eight.layers for m in layer.maps)
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8])
@@ -470,3 +471,11 @@ def test_files_that_are_missing(texts: dict[str, str], tmp_path: Path, missing: 
     else:
         with pytest.raises(UserError, match=message):
             list(predict_lines(path, ["the cat"]))
+
+
+def test_auto_is_what_is_quick_for_the_width_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "supported", lambda precision: precision in (INT8, FLOAT32))
+    monkeypatch.setattr(runtime, "is_quick", lambda precision, width: precision != INT8 or width >= 200)
+    assert [runtime.choose_precision("auto", width) for width in (199, 200)] == [FLOAT32, INT8]
+    assert runtime.choose_precision(INT8, 199) == INT8
+    assert load(build(), 8, "auto").precision == FLOAT32  # is narrower

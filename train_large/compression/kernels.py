@@ -1,9 +1,10 @@
 """Linear maps whose weights are resident at k bits, by the integer and floating-point kernels that PyTorch has.
 
-In int8 a weight is centre + step * code, with int8 codes, and each row of the input is rounded to int8 by itself, on a
-scale of its own. So with x = scale * i the product needs no weights in floating point, and is exact in the weights:
+In int8 a weight is centre + step * code, with int8 codes, and each row of the input is rounded by itself, to codes i of
+8 bits (of 7 where FBGEMM multiplies weights of 8) on a grid of its own. So with x = offset + scale * i the product
+needs no weights in floating point, and is exact in the weights:
 
-    W x + b  =  scale * step * (codes . i)  +  centre * sum(x)  +  b
+    W x + b  =  scale * step * (codes . i)  +  centre * sum(x)     +  offset * step * sum(codes)  +  b
                                int32           sum before rounding
 
 Rows do not see each other, so it does not matter which sentences are computed together.
@@ -13,15 +14,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from train_large.compression.resident import FEW, MANY, Dense, Matrix
+from train_large.compression import fbgemm, onednn
+from train_large.compression.resident import Dense, Matrix, Tiles, row_slices
 
 INT8, BFLOAT16, FLOAT32 = PRECISIONS = ("int8", "bfloat16", "float32")
+WIDE = (
+    512  # hidden states for which FBGEMM takes less time than float32: with 256 it takes as long, with 64 twice as long
+)
 
 _SMALLEST = 1e-30  # a scale for rows of zeros
 
@@ -40,72 +44,98 @@ class Linear:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A linear map made ready for several products. codes: those of its weight, int8 (K, N), where it is for int8; in
-    the order of memory, or in tiles."""
+    """A linear map made ready for several products. codes: those of its weight, int8 (K, N), in the order of memory or
+    in tiles; None where they are made anew for each product."""
 
     linear: Linear
-    codes: Tensor | None
+    codes: Tensor | Tiles | None
 
 
 def supported(precision: str) -> bool:
     """Whether this CPU has instructions for it."""
-    if precision == FLOAT32:
-        return True
-    # Without VNNI, int8 products saturate in int16; without its instructions, bfloat16 is slower than float32.
-    test = {INT8: "_is_vnni_supported", BFLOAT16: "_is_avx512_bf16_supported"}[precision]
-    return torch.backends.mkldnn.is_available() and bool(getattr(torch.cpu, test, bool)())
+    if precision == INT8:
+        return onednn.available() or fbgemm.available()
+    # Without its instructions, bfloat16 is slower than float32.
+    bf16 = torch.backends.mkldnn.is_available() and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+    return precision == FLOAT32 or bf16
 
 
-def at_once() -> int:
-    """Weights to make in floating point at once. Where int8 is to be had that is the exception, and memory is of better
-    use for tiles."""
-    return FEW if supported(INT8) else MANY
+def is_quick(precision: str, width: int) -> bool:
+    """Whether `precision`, which the CPU has, takes less time than float32 in layers of so many numbers: what FBGEMM
+    does around its products costs more than it gains for narrow ones (docs/benchmarks.md)."""
+    return precision != INT8 or onednn.available() or width >= WIDE
+
+
+def in_tiles_nbytes(weight: Dense) -> int:
+    """Bytes of the codes of `weight` in tiles."""
+    return (onednn if onednn.available() else fbgemm).nbytes(*weight.shape)
 
 
 def in_tiles(weight: Matrix) -> Matrix:
-    """`weight` with codes of a byte each in the order in which oneDNN multiplies them, if it has one here, instead of
+    """`weight` with codes of a byte each in the order in which this CPU multiplies them, if there is one, instead of
     its planes, which are unpacked and put in order anew for every product."""
-    if not isinstance(weight, Dense) or not _has_tiles():
+    if not isinstance(weight, Dense):
         return weight
-    return replace(weight, planes=(), tiles=_tiles(weight.codes()))
+    tiles: Tiles | None = None
+    if onednn.available() and onednn.has_tiles():
+        tiles = onednn.tiles(weight.codes())
+    elif not onednn.available() and fbgemm.available():
+        tiles = fbgemm.pack(weight.codes(), weight.bits)
+    return weight if tiles is None else weight.with_tiles(tiles, in_tiles_nbytes(weight))
 
 
-def _tiles(codes: Tensor) -> Tensor:
-    return torch.ops.onednn.qlinear_prepack(codes.t().contiguous(), None)
-
-
-def _times_tiles(codes: Tensor, tiles: Tensor, step: Tensor) -> Tensor:
-    """codes - 128, for uint8 codes (M, K), times those in tiles (K, N), times `step` (N,) or (1,): float32.
-
-    The operation takes signed codes too, but with VNNI and no AMX there is no kernel for those: 10,000 times slower.
+def load(linear: Linear, precision: str, many: bool = True) -> Loaded:
+    """Make `linear` ready. In int8 its codes are unpacked, a byte each, until the result is forgotten; for FBGEMM only
+    if it is for `many` rows, since that takes longer than to multiply few ones by them in float32.
     """
-    none = torch.zeros(len(step), dtype=torch.int32)
-    return torch.ops.onednn.qlinear_pointwise(
-        codes, 1.0, 128, tiles, step, none, None, 1.0, 0, torch.float32, "none", [], ""
-    )
+    weight, codes = linear.weight, None
+    if precision == INT8 and isinstance(weight, Dense):
+        if weight.tiles is not None:
+            codes = weight.tiles
+        elif onednn.available():
+            codes = weight.codes()
+        elif many:
+            codes = fbgemm.pack(weight.codes(), weight.bits)
+    return Loaded(linear, codes)
 
 
-@functools.cache
-def _has_tiles() -> bool:
-    """Whether this torch has the operations that its compiler makes of int8 linear maps (onednn::qlinear_pointwise,
-    aten/src/ATen/native/quantized/cpu/qlinear.cpp, torch 2.13.0), and they come out right."""
-    x = torch.arange(-128, 128, dtype=torch.int32).view(8, 32)
-    w = torch.arange(128, -128, -1, dtype=torch.int32).sub(1).view(32, 8)
-    codes = w.to(torch.int8)
-    try:
-        found = _times_tiles((x + 128).to(torch.uint8), _tiles(codes), torch.full((1,), 0.5))
-        same = _tiles(codes).to_dense()
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
-        return False
-    return torch.equal(found, (x @ w).float() * 0.5) and torch.equal(same, codes)
+def scratch_nbytes(weights: Sequence[Matrix], precision: str) -> int:
+    """Bytes that `weights` take beside those they have, while they are loaded together and multiplied in turn."""
+    in_blocks = [w for w in weights if precision != INT8 or not isinstance(w, Dense)]
+    waiting = [w for w in weights if precision == INT8 and isinstance(w, Dense) and w.tiles is None]
+    if onednn.available():
+        return sum(map(_unpacked_nbytes, waiting)) + _blocks_nbytes(in_blocks, precision)
+    packed = sum(map(in_tiles_nbytes, waiting))
+    packing = max((_unpacked_nbytes(w) + fbgemm.pack_nbytes(*w.shape) for w in waiting), default=0)
+    return max(packed + packing, _blocks_nbytes([*in_blocks, *waiting], precision))  # for many rows, and for few ones
 
 
-def load(linear: Linear, precision: str) -> Loaded:
-    """Make `linear` ready. In int8 its codes are unpacked, a byte each, until the result is forgotten."""
-    if precision != INT8 or not isinstance(linear.weight, Dense):
-        return Loaded(linear, None)
-    tiles = linear.weight.tiles
-    return Loaded(linear, linear.weight.codes() if tiles is None else tiles)
+def _blocks_nbytes(weights: Sequence[Matrix], precision: str) -> int:
+    """Bytes of a few rows in floating point, of that of `weights` which needs the most."""
+    needs = [0]
+    for weight in weights:
+        rows, columns = weight.shape
+        each = _dtype(precision).itemsize
+        if not _is_of_codes(weight):
+            each += 5 if each < 4 else 1
+        needs.append(_unpacked_nbytes(weight) + next(row_slices(rows, columns)).stop * columns * each)
+    return max(needs)
+
+
+def _unpacked_nbytes(weight: Matrix) -> int:
+    rows, columns = weight.shape
+    at_hand = isinstance(weight, Dense) and weight.tiles is None and weight.bits == 8
+    return 0 if at_hand else rows * columns
+
+
+def _dtype(precision: str) -> torch.dtype:
+    """In which what is not in int8 is multiplied."""
+    return torch.bfloat16 if precision != FLOAT32 and supported(BFLOAT16) else torch.float32
+
+
+def _is_of_codes(weight: Matrix) -> bool:
+    """Whether all of `weight` is where its codes say."""
+    return isinstance(weight, Dense) and not len(weight.zeros)
 
 
 def project(x: Tensor, maps: Sequence[Loaded], precision: str, lowest: float | None = None) -> list[Tensor]:
@@ -115,36 +145,59 @@ def project(x: Tensor, maps: Sequence[Loaded], precision: str, lowest: float | N
     twice as many steps, and uses x up. What is not ready for int8 is computed in bfloat16, or in float32 if the CPU has
     no bfloat16.
     """
-    results = {i: _by_blocks(x, m.linear, precision) for i, m in enumerate(maps) if m.codes is None}
-    if len(results) < len(maps):
-        rounded = _round(x, lowest)
-        results |= {i: _by_codes(rounded, m, lowest) for i, m in enumerate(maps) if m.codes is not None}
+    sums = x.sum(1, keepdim=True)
+    by_codes = {i: m for i, m in enumerate(maps) if precision == INT8 and isinstance(m.linear.weight, Dense)}
+    results = {
+        i: _in_floating_point(x, sums, m.linear, _dtype(precision)) for i, m in enumerate(maps) if i not in by_codes
+    }
+    if by_codes:
+        if onednn.available():
+            rounded = _round(x, lowest)
+        else:
+            rounded = _round_from_zero(x, min(map(_highest_code, by_codes.values())))
+        results |= {i: _in_int8(rounded, sums, m) for i, m in by_codes.items()}
     return [results[i] for i in range(len(maps))]
 
 
-def _by_blocks(x: Tensor, linear: Linear, precision: str) -> Tensor:
-    """In floating point, a few rows of the weight at a time."""
-    y = x.new_empty(len(x), linear.weight.shape[0])
-    half = precision != FLOAT32 and supported(BFLOAT16)
-    x = x.bfloat16() if half else x
-    for block, weight in linear.weight.blocks(at_once()):
-        if half:
-            y[:, block] = F.linear(x, weight.bfloat16())
-            y[:, block] += linear.bias[block]
-        else:
-            torch.addmm(linear.bias[block], x, weight.t(), out=y[:, block])
+def _in_floating_point(x: Tensor, sums: Tensor, linear: Linear, dtype: torch.dtype) -> Tensor:
+    """sums: float32 (M, 1), of x."""
+    weight, x = linear.weight, x.to(dtype)
+    if isinstance(weight, Dense) and _is_of_codes(weight):
+        y = _times_codes(x, weight)
+        return _add_outer(torch.addcmul(linear.bias, y, weight.code_step, out=y), sums, weight.centre)
+    y = torch.empty(len(x), weight.shape[0])
+    for block, rows in weight.blocks():
+        _multiply(x, rows.to(dtype).t(), y[:, block])
+    return y.add_(linear.bias)
+
+
+def _times_codes(x: Tensor, weight: Dense) -> Tensor:
+    """x times the codes of `weight`, some of its rows at a time: float32. They are exact in bfloat16 too."""
+    y, codes = torch.empty(len(x), weight.shape[0]), weight.codes()
+    for block in row_slices(*weight.shape):
+        _multiply(x, codes[:, block].to(x.dtype), y[:, block])
     return y
+
+
+def _multiply(x: Tensor, w: Tensor, y: Tensor) -> None:
+    """y, float32, becomes x times w, which are both of any one type."""
+    if x.dtype == y.dtype:
+        torch.mm(x, w, out=y)
+    else:
+        y.copy_(x @ w)
 
 
 @dataclass(frozen=True)
 class _Rounded:
-    """codes int8 (M, K); scale and sums float32 (M, 1). x is scale * codes, or
-    lowest + scale * (codes + 128). sums are those of x itself, before rounding.
+    """x, (M, K), as offset + scale * codes. scale and offset are float32 (M, 1), None for an offset of zeros.
+
+    codes: int8 (M, K) for oneDNN; for FBGEMM float32, whole numbers from 0 to `highest`.
     """
 
     codes: Tensor
     scale: Tensor
-    sums: Tensor
+    offset: Tensor | None
+    highest: int = 127
 
     @functools.cached_property
     def unsigned(self) -> Tensor:
@@ -154,42 +207,56 @@ class _Rounded:
 
 def _round(x: Tensor, lowest: float | None) -> _Rounded:
     # For one sentence, calling an operation takes about as long as doing it: so there are few.
-    sums = x.sum(1, keepdim=True)
     if lowest is None:
         scale = x.abs().amax(1, keepdim=True).mul_(1 / 127).clamp_min_(_SMALLEST)
-        steps = x * scale.reciprocal()
-    else:
-        scale = x.amax(1, keepdim=True).sub_(lowest).mul_(1 / 255).clamp_min_(_SMALLEST)
-        each = scale.reciprocal()
-        steps = x.mul_(each).sub_(each.mul_(lowest).add_(128))
-    return _Rounded(steps.round_().to(torch.int8), scale, sums)
+        return _Rounded((x * scale.reciprocal()).round_().to(torch.int8), scale, None)
+    scale = x.amax(1, keepdim=True).sub_(lowest).mul_(1 / 255).clamp_min_(_SMALLEST)
+    each = scale.reciprocal()
+    steps = x.mul_(each).sub_(each.mul_(lowest).add_(128))
+    return _Rounded(steps.round_().to(torch.int8), scale, (128 * scale).add_(lowest))
 
 
-def _by_codes(x: _Rounded, loaded: Loaded, lowest: float | None) -> Tensor:
-    weight, codes = loaded.linear.weight, loaded.codes
+def _round_from_zero(x: Tensor, highest: int) -> _Rounded:
+    """With the codes 0 and `highest` in every row that is not constant."""
+    offset = x.amin(1, keepdim=True)
+    scale = x.amax(1, keepdim=True).sub_(offset).mul_(1 / highest).clamp_min_(_SMALLEST)
+    return _Rounded((x - offset).mul_(scale.reciprocal()).round_(), scale, offset, highest)
+
+
+def _highest_code(loaded: Loaded) -> int:
+    assert isinstance(loaded.linear.weight, Dense)
+    return fbgemm.highest_code(loaded.linear.weight.bits)
+
+
+def _in_int8(x: _Rounded, sums: Tensor, loaded: Loaded) -> Tensor:
+    """sums: float32 (M, 1), of what x was before rounding."""
+    weight, scale = loaded.linear.weight, x.scale
     assert isinstance(weight, Dense)
-    assert codes is not None
-    step, scale = weight.code_step, x.scale
-    if codes.is_mkldnn:
-        products = _times_tiles(x.unsigned, codes, step)
-    else:
-        products = torch._int_mm(x.codes, codes).float()
-        if len(step) == 1:  # all rows of the weight are on one grid
-            scale = scale * step
+    products, times_step = _products(x, loaded.codes, weight)
+    if not times_step:
+        if len(weight.code_step) == 1:  # all rows of the weight are on one grid
+            scale = scale * weight.code_step
         else:
-            products.mul_(step)
+            products.mul_(weight.code_step)
     # Bias and scale in one pass, and in place: for one sentence these take as long as a tenth of the product.
     y = torch.addcmul(loaded.linear.bias, products, scale, out=products)
-    # Passes with one number for a row are quick, those with one for a row and one for all are not.
-    _add_outer(y, x.sums, weight.centre)
-    if lowest is not None:
-        y.addcmul_((128 * x.scale).add_(lowest), weight.sums)
-    return y
+    _add_outer(y, sums, weight.centre)
+    return y if x.offset is None else y.addcmul_(x.offset, weight.sums)
 
 
-def _add_outer(y: Tensor, column: Tensor, row: Tensor) -> None:
+def _products(x: _Rounded, codes: Tensor | Tiles | None, weight: Dense) -> tuple[Tensor, bool]:
+    """The codes of x times those of `weight`, float32 (M, N), and whether they are times its steps already."""
+    if isinstance(codes, fbgemm.Packed):
+        return fbgemm.times(x.codes, codes, x.highest), False
+    if codes is None:
+        return _times_codes(x.codes, weight), False
+    assert isinstance(codes, Tensor)
+    if codes.is_mkldnn:
+        return onednn.times_tiles(x.unsigned, codes, weight.code_step), True
+    return torch._int_mm(x.codes, codes).float(), False
+
+
+def _add_outer(y: Tensor, column: Tensor, row: Tensor) -> Tensor:
     """y (M, N) += column (M, 1) times row (N,) or (1,)."""
-    if len(row) == 1:
-        y.add_(column * row)
-    else:
-        y.addcmul_(column, row)
+    # Passes with one number for a row are quick, those with one for a row and one for all are not.
+    return y.add_(column * row) if len(row) == 1 else y.addcmul_(column, row)

@@ -27,7 +27,6 @@ from train_large.compression.resident import (
     Table,
     below_each_other,
     linear_weight,
-    rows_at_once,
     table,
 )
 from train_large.errors import UserError
@@ -129,7 +128,7 @@ class Network:
         """Bytes of weights that are unpacked at the same time while the model computes, at most."""
         linears = [[*layer.inputs, layer.out] for layer in self.layers]
         linears += [[layer.fc1, layer.fc2] for layer in self.layers]
-        return max(_scratch(stage, precision) for stage in linears)
+        return max(kernels.scratch_nbytes([m.weight for m in stage], precision) for stage in linears)
 
 
 def build(tensors: Mapping[str, Stored], model: Mapping[str, Any]) -> Network:
@@ -177,16 +176,17 @@ def build(tensors: Mapping[str, Stored], model: Mapping[str, Any]) -> Network:
 
 def keep_ready(network: Network, spare: int) -> Network:
     """The network with weights in tiles (`kernels.in_tiles`), which int8 need not unpack and order for every product:
-    those of 8 bits, which take hardly more room so, and of the others as many as `spare` bytes leave room for, the
-    first layers' first."""
+    those of 8 bits that take no more room so but for sums of their rows, and of the others as many as `spare` bytes
+    leave room for, the first layers' first."""
     ready: dict[int, Matrix] = {}
     for weight in (m.weight for layer in network.layers for m in layer.maps):
         if id(weight) in ready or not isinstance(weight, Dense):
             continue
-        more = 0 if weight.bits == 8 else weight.in_tiles_nbytes - weight.nbytes
-        if more <= spare:
+        more = kernels.in_tiles_nbytes(weight) - weight.codes_nbytes
+        only_sums = more <= 6 * weight.shape[0]
+        if only_sums or more <= spare:
             ready[id(weight)] = kernels.in_tiles(weight)
-            spare -= more
+            spare -= 0 if only_sums else more
 
     def exchanged(m: Linear) -> Linear:
         return Linear(ready.get(id(m.weight), m.weight), m.bias)
@@ -251,7 +251,7 @@ def _attend(
     cores: int,
 ) -> Tensor:
     """Attention with its residual connection on all tokens (T, hidden), or only for those at `places`."""
-    inputs, out = [kernels.load(m, precision) for m in layer.inputs], kernels.load(layer.out, precision)
+    *inputs, out = _load([*layer.inputs, layer.out], precision, cores)
 
     def attend(chunk: tuple[int, int, int]) -> Tensor:
         first, last, start = chunk
@@ -291,7 +291,7 @@ def _mixed_in(precision: str) -> torch.dtype:
 
 def _feed_forward(network: Network, layer: Layer, x: Tensor, precision: str, cores: int) -> Tensor:
     """The feed-forward network with its residual connection, on rows (R, hidden)."""
-    fc1, fc2 = kernels.load(layer.fc1, precision), kernels.load(layer.fc2, precision)
+    fc1, fc2 = _load([layer.fc1, layer.fc2], precision, cores)
 
     def feed(rows: Tensor) -> Tensor:
         [inner] = kernels.project(layer.ffn_norm(rows) if network.prenorm else rows, [fc1], precision)
@@ -300,6 +300,10 @@ def _feed_forward(network: Network, layer: Layer, x: Tensor, precision: str, cor
 
     x = _cat(_on_cores(feed, list(x.split(_together(len(x), (fc1, fc2), cores))), cores))
     return x if network.prenorm else layer.ffn_norm(x)
+
+
+def _load(maps: Sequence[Linear], precision: str, cores: int) -> list[kernels.Loaded]:
+    return [kernels.load(m, precision, many=cores > 1) for m in maps]
 
 
 def _together(tokens: int, maps: Sequence[kernels.Loaded], cores: int) -> int:
@@ -445,17 +449,3 @@ def _size(model: Mapping[str, Any], name: str) -> int:
     if type(value) is not int or value < 1:
         raise UserError(f"the configuration has {name} {value!r}: give a file of a model that fairseq trained.")
     return value
-
-
-def _scratch(linears: Sequence[Linear], precision: str) -> int:
-    """Bytes that a stage unpacks: its int8 codes, and of the other weights one, a byte each, with a block of it."""
-    together, largest = 0, 0
-    for weight in (linear.weight for linear in linears):
-        rows, columns = weight.shape
-        if precision == INT8 and isinstance(weight, Dense):
-            together += 0 if weight.tiles is not None or weight.bits == 8 else rows * columns
-        else:
-            at_hand = isinstance(weight, Dense) and weight.tiles is None and weight.bits == 8
-            block = min(rows, rows_at_once(columns, kernels.at_once())) * columns * (5 if precision == FLOAT32 else 7)
-            largest = max(largest, block + (0 if at_hand else rows * columns))
-    return together + largest

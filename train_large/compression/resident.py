@@ -18,22 +18,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Union
+from typing import Protocol, Union
 
 import torch
 from torch import Tensor
 
-from train_large.compression import planes
+from train_large.compression import onednn, planes
 from train_large.compression.quantization import Quantized
 from train_large.compression.storage import block_size
 
-# Weights made in float32 at once: 1 MB, or 2.4 MB for quicker products. Blocks have a multiple of 64 rows: with MKL on
-# AVX2 a product with 85 rows at a time took 1.7 times as long as with all of them, with 64 1.3, with 192 1.1 times.
-FEW, MANY = 1 << 18, 600_000
-_ROWS = 64
+# Weights made in floating point at once: 1 MB of float32, in a multiple of 64 rows, but of wide matrices enough rows
+# for quick products. With MKL on AVX2, 128 rows of input and 3,072 columns, 64 rows at a time took 1.35 times as long
+# as 192 at a time.
+_AT_ONCE = 1 << 18
+_ROWS, _FEWEST_ROWS = 64, 192
 
 _PLACE_BITS = 32
 _ALIGNED = 64  # codes; fields of one bit then fill whole words
+
+
+class Tiles(Protocol):
+    """int8 codes (K, N) in the order in which a CPU multiplies them."""
+
+    def to_dense(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -44,35 +51,32 @@ class Dense:
     zero that there are. In int8, weight[n, k] is centre[n] + code_step[n] * codes()[k, n], both float32 (1,) or (N,),
     and sums, float32 (N,), are code_step times the sum of each row's codes.
 
-    Codes are kept column after column: products with rows of 2,048 codes, one below the other in memory, are up to a
-    fifth slower. They can be in `tiles` instead of planes, int8 (K, N) in the order that the CPU multiplies them in
-    (`in_tiles`): a byte each, whatever their bits.
+    Codes are kept row after row, or for oneDNN `by_columns`: its products with rows of 2,048 codes, one below the other
+    in memory, are up to a fifth slower. They can be in `tiles` instead of planes (`kernels.in_tiles`): a byte each,
+    whatever their bits.
     """
 
     shape: tuple[int, int]
     bits: int
     planes: tuple[Tensor, ...]
+    by_columns: bool
     minimum: Tensor
     step: Tensor
     zeros: Tensor
     centre: Tensor
     code_step: Tensor
     sums: Tensor
-    tiles: Tensor | None = None
+    tiles: Tiles | None = None
+    codes_nbytes: int = 0
 
     @property
     def nbytes(self) -> int:
-        return self._ranges_nbytes + _bytes(*self.planes) if self.tiles is None else self.in_tiles_nbytes
+        ranges = _bytes(self.minimum, self.step, self.centre, self.code_step, self.sums, self.zeros)
+        return ranges + self.codes_nbytes
 
-    @property
-    def in_tiles_nbytes(self) -> int:
-        """`nbytes` with tiles: beside them oneDNN keeps the sum of each row, in int32."""
-        rows, columns = self.shape
-        return self._ranges_nbytes + rows * columns + 4 * rows
-
-    @property
-    def _ranges_nbytes(self) -> int:
-        return _bytes(self.minimum, self.step, self.centre, self.code_step, self.sums, self.zeros)
+    def with_tiles(self, tiles: Tiles, nbytes: int) -> Dense:
+        """With `tiles` of so many bytes instead of planes."""
+        return replace(self, planes=(), tiles=tiles, codes_nbytes=nbytes)
 
     def codes(self) -> Tensor:
         """int8 (K, N), whatever the number of bits; of 8 bits not a copy, unless they are in tiles."""
@@ -86,12 +90,12 @@ class Dense:
 
     def _unpacked(self) -> Tensor:
         rows, columns = self.shape
-        codes = planes.unpack(self.planes, self.bits).view(torch.int8)
-        return codes[: rows * columns].view(columns, rows)
+        codes = planes.unpack(self.planes, self.bits).view(torch.int8)[: rows * columns]
+        return codes.view(columns, rows) if self.by_columns else codes.view(rows, columns).t()
 
-    def blocks(self, weights: int = FEW) -> Iterator[tuple[slice, Tensor]]:
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         codes = self.codes().view(torch.uint8).t()
-        for block in _slices(*self.shape, weights):
+        for block in row_slices(*self.shape):
             step, minimum = (
                 (self.step, self.minimum) if len(self.step) == 1 else (self.step[block], self.minimum[block])
             )
@@ -173,10 +177,10 @@ class Table:
         index = self.codes.take(places.clamp_(min=0)) if int(self.starts[-1]) else torch.zeros(kept.shape)
         return self._weights(index, rows).masked_fill_(~kept, 0)
 
-    def blocks(self, weights: int = FEW) -> Iterator[tuple[slice, Tensor]]:
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         rows, columns = self.shape
         all_kept = None if self.mask is None else [planes.unpack(p, b) for p, b in self.codes._by_level()]
-        for block in _slices(rows, columns, weights):
+        for block in row_slices(rows, columns):
             where = torch.arange(block.start, block.stop)
             if self.mask is None or self.starts is None or all_kept is None:
                 yield block, _clear(self._weights(self.codes.rows(block)[:, :columns], where), self.zeros, block.start)
@@ -229,8 +233,8 @@ class Plain:
     def rows(self, rows: Tensor) -> Tensor:
         return self.weight[rows]
 
-    def blocks(self, weights: int = FEW) -> Iterator[tuple[slice, Tensor]]:
-        for block in _slices(*self.shape, weights):
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        for block in row_slices(*self.shape):
             yield block, self.weight[block]
 
 
@@ -252,12 +256,14 @@ def linear_weight(q: Quantized | Tensor) -> Matrix:
         assert q.mask is not None
         index = torch.where(q.mask, index, nearest.to(torch.uint8))
     # Exclusive or with the highest bit takes half the range away: signed codes, with no work when they are unpacked.
-    centred = (index ^ 2 ** (q.bits - 1)).t().reshape(-1)
+    centred = index ^ 2 ** (q.bits - 1)
+    by_columns = onednn.available()
+    centred = (centred.t() if by_columns else centred).reshape(-1)
     packed = planes.pack(planes.fill_up(centred, _ALIGNED), q.bits)
     centre = (step.double() * 2 ** (q.bits - 1) + minimum).float().flatten()
     code_step = step.flatten() * 2.0 ** (q.bits - 8)
-    dense = Dense((rows, columns), q.bits, packed, minimum, step, zeros, centre, code_step, torch.empty(0))
-    return replace(dense, sums=dense.codes().sum(0, dtype=torch.int32) * code_step)
+    dense = Dense((rows, columns), q.bits, packed, by_columns, minimum, step, zeros, centre, code_step, torch.empty(0))
+    return replace(dense, codes_nbytes=_bytes(*packed), sums=dense.codes().sum(0, dtype=torch.int32) * code_step)
 
 
 def below_each_other(parts: Sequence[Quantized | Tensor]) -> Quantized | None:
@@ -317,13 +323,9 @@ def _clear(w: Tensor, zeros: Tensor, start: int) -> Tensor:
     return w
 
 
-def rows_at_once(columns: int, weights: int) -> int:
-    """How many rows of a matrix of so many columns are about `weights`."""
-    return max(_ROWS, weights // columns // _ROWS * _ROWS)
-
-
-def _slices(rows: int, columns: int, weights: int) -> Iterator[slice]:
-    size = rows_at_once(columns, weights)
+def row_slices(rows: int, columns: int) -> Iterator[slice]:
+    """Runs of rows to make in floating point at once."""
+    size = max(_FEWEST_ROWS, _AT_ONCE // columns // _ROWS * _ROWS)
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
 

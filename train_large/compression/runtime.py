@@ -1,9 +1,9 @@
 """Prediction with a packed model whose weights stay packed in memory.
 
 `activations` says in which numbers the linear maps are computed: int8, bfloat16 or float32; auto is the first of these
-that the CPU has instructions for. In float32 the logits are the unpacked model's. The other two are nearer to it than
-they have to be for most sentences, and where they are not, the model notices: a label whose lead over the next is less
-than `doubt` is decided again in float32.
+that the CPU has quick instructions for. In float32 the logits are the unpacked model's. The other two are nearer to it
+than they have to be for most sentences, and where they are not, the model notices: a label whose lead over the next is
+less than `doubt` is decided again in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from train_large.allocation import keep_freed_memory
 from train_large.compression import network, vocabulary
-from train_large.compression.kernels import FLOAT32, INT8, PRECISIONS, supported
+from train_large.compression.kernels import FLOAT32, INT8, PRECISIONS, is_quick, supported
 from train_large.compression.network import Network, Stored
 from train_large.compression.packed import read_packed
 from train_large.compression.quantization import Quantized
@@ -81,9 +81,9 @@ class Model:
         of which ids need. head: a classification head; it can be left out where there is one, or none.
         Raises UserError for a model that is not computed here, an unknown head, and activations the CPU has not.
         """
-        precision = choose_precision(activations)
         cfg = checkpoint.get("cfg") or {}
         built = network.build(tensors, cfg.get("model") or {})
+        precision = choose_precision(activations, built.tokens.shape[1])
         task = dict(cfg.get("task") or {})
         task["regression_target"] = bool({**(cfg.get("criterion") or {}), **task}.get("regression_target"))
         model = cls(built, files, task, precision, _choose_head(built, head), 0.0)
@@ -198,7 +198,7 @@ def load_model(path: Path, activations: str = AUTO, head: str | None = None) -> 
 
     Raises UserError as `read_packed` and `Model.from_tensors` do.
     """
-    choose_precision(activations)  # refuse a bad one before reading a large file
+    choose_precision(activations, 0)  # refuse a bad one before reading a large file
     packed = read_packed(path)
     try:
         model = Model.from_tensors(packed.tensors, packed.checkpoint, packed.files, activations, head)
@@ -260,12 +260,15 @@ def _batches(lines: Iterable[str], size: int) -> Iterator[list[str]]:
     raise failed
 
 
-def choose_precision(activations: str) -> str:
-    """What `--activations` comes to on this CPU. Raises UserError for what it has no instructions for."""
+def choose_precision(activations: str, width: int) -> str:
+    """What `--activations` comes to on this CPU for a model with hidden states of so many numbers.
+
+    Raises UserError for what the CPU has no instructions for.
+    """
     if activations not in ACTIVATIONS:
         raise UserError(f"--activations {activations}: give one of {', '.join(ACTIVATIONS)}.")
     if activations == AUTO:
-        return next(precision for precision in PRECISIONS if supported(precision))
+        return next(precision for precision in PRECISIONS if supported(precision) and is_quick(precision, width))
     if not supported(activations):
         raise UserError(f"--activations {activations}: this CPU has no instructions for it; give {AUTO} or {FLOAT32}.")
     return activations
