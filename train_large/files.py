@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that go so."""
 
 from __future__ import annotations
 
@@ -43,3 +43,23 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 as `whole` does, its folder too where that is missing. Raises UserError likewise."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror}): choose another place.") from None
+    with whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def remove(folder: Path) -> None:
+    """Remove all of a folder or nothing, if it is there: a removal that is killed leaves no part under its name."""
+    aside = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+        shutil.rmtree(aside)

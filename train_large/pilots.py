@@ -76,10 +76,7 @@ def run_pilots(recipe: Recipe, sizes: Sequence[Size], out: Path, say: Callable[[
 def is_done(folder: Path) -> bool:
     """Whether a run in this folder has come to the end of its budget."""
     log = folder / runlog.NAME
-    if not log.exists():
-        return False
-    last = runlog.read(str(log))[-1:]
-    return bool(last) and last[0]["kind"] == "stop" and last[0].get("reason") == "budget"
+    return log.exists() and runlog.is_used_up(runlog.read(str(log)))
 
 
 def command(recipe: Recipe, size: Size, folder: Path) -> list[str]:

@@ -66,6 +66,12 @@ def is_finished(lines):
     return bool(lines) and lines[-1]["kind"] == "stop" and lines[-1].get("reason") not in UNFINISHED
 
 
+def is_used_up(lines):
+    """Whether the budget of a run whose log has these lines ended it. What was stopped from outside is to go on."""
+    turns = [line for line in lines if line["kind"] in ("start", "resume", "stop")]
+    return bool(turns) and turns[-1]["kind"] == "stop" and turns[-1].get("reason") == "budget"
+
+
 def read_all(path):
     """Every whole line of the log, overtaken ones too."""
     try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from train_large.errors import UserError
-from train_large.files import whole
+from train_large.files import remove, whole, write_text
 
 
 def test_a_link_stays_a_link(tmp_path):
@@ -59,3 +61,26 @@ def test_a_failure_leaves_what_was_there(tmp_path):
         fill_the_disk()
     assert (tmp_path / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_text_makes_its_folder(tmp_path):
+    write_text(tmp_path / "a" / "b" / "text", "é\n")
+    assert (tmp_path / "a" / "b" / "text").read_bytes() == "é\n".encode()
+    with pytest.raises(UserError, match=f"{tmp_path}/a/b/text/c could not be written"):
+        write_text(tmp_path / "a" / "b" / "text" / "c", "")
+
+
+def test_a_folder_goes_whole(tmp_path, monkeypatch):
+    """What a killed removal leaves is not under the folder's name, and goes with the next."""
+    place = tmp_path / "run"
+    for name in ("one", "other"):
+        (place / name).mkdir(parents=True)
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            remove(place)
+    assert not place.exists()
+    place.mkdir()
+    remove(place)
+    remove(place)  # is not there
+    assert list(tmp_path.iterdir()) == []

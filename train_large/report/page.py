@@ -9,10 +9,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from train_large.files import write_text
 from train_large.report import drawing, figures, training_tables, units
 from train_large.report.claims import above_chance, standard_error
 from train_large.report.pareto import frontier_of
-from train_large.report.results import Results, Study, TranslationResults, write_whole
+from train_large.report.results import Results, Study, TranslationResults
 from train_large.report.tables import STATISTICS, VERDICTS, claims_of, error_tables, memory_limits, ship_parts
 from train_large.report.training_claims import choice_parts
 from train_large.report.training_tables import Training
@@ -29,7 +30,7 @@ def write_page(study: Study, path: Path, memory_limit: int | None = None) -> Non
 
     `memory_limit` is in bytes; without one a few round limits are answered. It is of no account where nothing was
     compressed."""
-    write_whole(path, render(study, memory_limit))
+    write_text(path, render(study, memory_limit))
 
 
 def render(study: Study, memory_limit: int | None = None) -> str:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Generic, Literal, Sequence, TypeVar, Union
 from train_large import runlog
 from train_large.budget import seconds_used
 from train_large.errors import UserError
-from train_large.files import whole
+from train_large.files import write_text
 
 # Numbers and the bounds they lie in.
 Number = Annotated[float, (-math.inf, math.inf)]
@@ -392,7 +392,7 @@ def save(results: Results | TranslationResults, path: Path) -> None:
     value = dataclasses.asdict(results, dict_factory=_without_absent)
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     parse(json.loads(text))
-    write_whole(path, text)
+    write_text(path, text)
 
 
 def _without_absent(fields: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -406,17 +406,6 @@ _MAY_BE_ABSENT = {
     for field in dataclasses.fields(record)
     if field.default is None
 }
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file aside, then renames it. Raises UserError if that fails, and leaves what was there before."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} could not be written ({error.strerror}): choose another place.") from None
-    with whole(path) as aside:
-        aside.write_text(text, encoding="utf-8")
 
 
 def parse(value: Any) -> Results | TranslationResults:

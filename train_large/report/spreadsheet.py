@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from train_large.files import write_text
 from train_large.report.results import (
     CurvePoint,
     Results,
@@ -15,7 +16,6 @@ from train_large.report.results import (
     Study,
     TranslationModel,
     TranslationResults,
-    write_whole,
 )
 from train_large.report.training_tables import Training
 
@@ -99,4 +99,4 @@ def _write(rows: list[dict[str, Any]], path: Path) -> None:
     writer = csv.DictWriter(text, rows[0] if rows else ["model"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, text.getvalue())
+    write_text(path, text.getvalue())

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import subprocess
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import Any
 from train_large import processes
 from train_large.data.documents import digest
 from train_large.errors import UserError
-from train_large.files import whole
+from train_large.files import remove, whole
 
 PATIENCE = 20  # seconds that a process has to save and end
 
@@ -123,9 +122,9 @@ class Chains:
         if is_same and done.exists():
             return
         for later in reversed(following):
-            _remove(later.folder)
+            remove(later.folder)
         if not is_same:
-            _remove(stage.folder)
+            remove(stage.folder)
             stage.folder.mkdir(parents=True)
             with whole(started) as aside:
                 aside.write_text(json.dumps(made_from))
@@ -172,15 +171,6 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-
-
-def _remove(folder: Path) -> None:
-    """All of it or nothing: a removal that is killed leaves no part of it under its name."""
-    aside = folder.with_name(f".{folder.name}.removed")
-    shutil.rmtree(aside, ignore_errors=True)
-    if folder.exists():
-        folder.rename(aside)
-        shutil.rmtree(aside)
 
 
 def _one_thread() -> dict[str, str]:

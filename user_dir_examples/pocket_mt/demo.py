@@ -33,6 +33,7 @@ from screen import Screen  # noqa: E402
 from train_large import runlog  # noqa: E402
 from train_large.budget import parse_duration  # noqa: E402
 from train_large.errors import UserError  # noqa: E402
+from train_large.files import write_text  # noqa: E402
 from train_large.machine import processor, usable_cores  # noqa: E402
 from train_large.processes import ended_by_signals, environment  # noqa: E402
 from train_large.report import results as report  # noqa: E402
@@ -134,7 +135,7 @@ def prepare(options: argparse.Namespace, recipe: Recipe, python: str, out: Path,
     for language in ("en", "fr"):
         lines = (out / "data" / f"{PROBLEM}.test.{language}").read_text(encoding="utf-8").split("\n")
         test = "".join(f"{line}\n" for line in lines[:-1][: recipe.test_sentences])
-        report.write_whole(test_file(out / "data", language), test)
+        write_text(test_file(out / "data", language), test)
     return out / "data"
 
 

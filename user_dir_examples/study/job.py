@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ import jobs
 from omegaconf import DictConfig
 
 from train_large.errors import UserError
-from train_large.files import whole
+from train_large.files import remove, whole
 from train_large.processes import environment, started
 
 MADE = "made.json"  # from what a folder was made: settings, and the same of every input
@@ -51,7 +50,7 @@ def run(settings: DictConfig, job: jobs.Job) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = identity(settings, job)
         if made_from(folder) != made:
-            _remove(folder)
+            remove(folder)
             folder.mkdir()
             with whole(folder / MADE) as aside:
                 aside.write_text(made)
@@ -61,14 +60,6 @@ def run(settings: DictConfig, job: jobs.Job) -> None:
             with whole(finished) as aside:
                 aside.write_text(json.dumps(about.here()) + "\n")
     (folder / DONE).touch()
-
-
-def _remove(folder: Path) -> None:
-    """All of it or nothing: a removal that is killed leaves no part of it under its name."""
-    aside = folder.with_name(f".{folder.name}.removed")
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
-    shutil.rmtree(aside)
 
 
 def noted(folder: Path) -> dict[str, str]:

@@ -118,11 +118,8 @@ def translate(settings: DictConfig, run: experiments.Translation) -> None:
 
 
 def _is_trained(folder: Path) -> bool:
-    """Whether the budget ended it: a run that was stopped by SIGTERM has logged a stop too, and is to go on."""
     log = folder / runlog.NAME
-    lines = runlog.read(str(log)) if log.exists() else []
-    ends = [line for line in lines if line["kind"] in ("start", "resume", "stop")][-1:]
-    return any(line["kind"] == "stop" and line["reason"] == "budget" for line in ends)
+    return log.exists() and runlog.is_used_up(runlog.read(str(log)))
 
 
 def call(command: list[str]) -> None:
