@@ -98,6 +98,23 @@ def test_validation_and_saving_are_announced_at_functions_that_upstream_still_ca
     assert "self.criterion.train()" in inspect.getsource(Trainer.train_step)
 
 
+def source(function: object) -> str:
+    """Of upstream's function, without the patches around it."""
+    return inspect.getsource(inspect.unwrap(function))
+
+
+def test_what_is_mended_around_upstream_is_still_so_in_it():
+    from fairseq_cli import train
+
+    assert "break" in source(train.validate), "perhaps no longer needed: validate_no_more_than_asked"
+    for function in (checkpoint_utils.save_checkpoint, train.should_stop_early):
+        kept = f"{function.__name__}.best ="
+        assert kept in source(function), "perhaps no longer needed: begin_with_no_scores"
+    loading = source(checkpoint_utils.load_checkpoint)
+    with_iterator = loading[loading.index("not cfg.reset_dataloader") : loading.index("epoch=1")]
+    assert "set_checkpoint_dict" in with_iterator, "perhaps no longer needed: tell_the_task_without_the_iterator"
+
+
 def test_processes_of_torchrun_find_each_other_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "WORLD_SIZE": "2", "RANK": "1"}.items():
