@@ -30,6 +30,6 @@ def test_layers_are_those_of_tensorflow_1(mended):
     program = "from tensor2tensor.layers import common_layers; common_layers.layers()\n"
     if mended:
         program += "from t2t_problems import tensorflow_two; tensorflow_two.behave_as_one()\n"
-    program += "print('layers', 'keras' in common_layers.layers().__name__)"
+    program += "print('layers', hasattr(common_layers.layers(), 'dense'))"  # Keras has Dense alone
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert said.splitlines()[-1] == f"layers {not mended}", "no longer needed: behave_as_one"
+    assert said.splitlines()[-1] == f"layers {mended}", "no longer needed: behave_as_one"
