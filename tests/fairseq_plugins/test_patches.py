@@ -111,7 +111,7 @@ def test_what_is_mended_around_upstream_is_still_so_in_it():
         kept = f"{function.__name__}.best ="
         assert kept in source(function), "perhaps no longer needed: begin_with_no_scores"
     loading = source(checkpoint_utils.load_checkpoint)
-    with_iterator = loading[loading.index("not cfg.reset_dataloader") : loading.index("epoch=1")]
+    with_iterator = loading[loading.index("not reset_dataloader") : loading.index("epoch=1")]
     assert "set_checkpoint_dict" in with_iterator, "perhaps no longer needed: tell_the_task_without_the_iterator"
 
 
