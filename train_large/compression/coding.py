@@ -124,6 +124,8 @@ def pack_bits(symbols: np.ndarray, width: int) -> bytes:
     """A bit string of `width` bits for each symbol, the lowest bit first; the last byte is filled up by zeros."""
     if width == 8:
         return symbols.tobytes()
+    if width == 1:
+        return np.packbits(symbols.view(bool), bitorder="little").tobytes()
     words = np.zeros(-(-len(symbols) // 8), dtype="<u8")  # eight symbols are `width` bytes
     for i in range(8):
         column = symbols[i::8].astype("<u8")
@@ -137,6 +139,8 @@ def unpack_bits(data: memoryview | bytes, count: int, width: int) -> np.ndarray:
         raise ValueError(f"a bit string of {count} symbols is not {len(data)} bytes long")
     if width == 8:
         return np.frombuffer(data, dtype=np.uint8)
+    if width == 1:
+        return np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=count, bitorder="little")
     groups = -(-count // 8)
     words = np.zeros((groups, 8), dtype=np.uint8)
     filled = np.zeros(groups * width, dtype=np.uint8)
