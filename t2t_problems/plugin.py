@@ -7,10 +7,11 @@ from t2t_problems import tensorflow_two
 
 tensorflow_two.behave_as_one()
 
-from t2t_problems import budgeted, enfr, hparams, optimizers, pairs  # noqa: E402, F401
+from t2t_problems import autograph, budgeted, enfr, hparams, optimizers, pairs  # noqa: E402, F401
 from t2t_problems.failure import user_errors_end_the_process  # noqa: E402
 
 tensorflow_two.mend_warm_starts()
+autograph.leave_models_alone()
 
 # Tensor2Tensor's programs load the plugin when their flags are read and before they are used.
 if flags.FLAGS.is_parsed() and "hparams_set" in flags.FLAGS:
