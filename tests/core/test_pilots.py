@@ -10,6 +10,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 from train_large import pilots, runlog
@@ -241,12 +242,9 @@ def test_fairseq_makes_logs_that_can_be_planned_from(tmp_path):
     text = " ".join(f"w{i * i % 40}" for i in range(4000)) + "\n"
     for name in ("train", "valid"):
         (tmp_path / name).write_text(text * 8 if name == "train" else text[:1000])
-    subprocess.run(
-        [sys.executable, "-m", "fairseq_cli.preprocess", "--only-source", "--workers", "1"]
-        + ["--trainpref", tmp_path / "train", "--validpref", tmp_path / "valid", "--destdir", tmp_path / "bin"],
-        check=True,
-        capture_output=True,
-    )
+    places = {"--trainpref": tmp_path / "train", "--validpref": tmp_path / "valid", "--destdir": tmp_path / "bin"}
+    command = [sys.executable, "-m", "fairseq_cli.preprocess", "--only-source", "--workers", "1"]
+    forked.run([*command, *(str(word) for pair in places.items() for word in pair)]).check_returncode()
     extra = ("--cpu", *FLAGS, "--tokens-per-sample", "16", "--sample-break-mode", "none", "--num-workers", "0")
     recipe = Recipe(tmp_path / "bin", "4s", extra, ROOT / "fairseq_plugins")
     folders = run_pilots(recipe, SIZES, tmp_path / "out", say=lambda _: None)

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
 import statistics
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import forked
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -433,7 +432,7 @@ def test_fairseq_train_is_timed(tmp_path, monkeypatch):
     binary, table = tmp_path / "bin", tmp_path / "times" / "table.csv"
     preprocess = [sys.executable, "-m", "fairseq_cli.preprocess", "--only-source", "--workers", "1"]
     splits = ["--trainpref", str(text), "--validpref", str(text), "--destdir", str(binary)]
-    subprocess.run([*preprocess, *splits], check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    forked.run([*preprocess, *splits]).check_returncode()
 
     said: list[str] = []
     rows = time_steps(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 
@@ -20,7 +20,7 @@ def preprocess(folder: Path, *flags: str) -> Path:
         "--validpref",
         str(folder / "valid"),
     ]
-    subprocess.run([*command, "--destdir", str(folder / "bin"), *flags], check=True, capture_output=True)
+    forked.run([*command, "--destdir", str(folder / "bin"), *flags]).check_returncode()
     return folder / "bin"
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from fairseq import options
@@ -668,13 +669,8 @@ def test_two_workers_stop_together_and_agree_with_one(text, tmp_path):
     def workers(*more: str, save_dir: Path) -> list[list[float]]:
         """(learning rates) of each worker, by update."""
         arguments = [str(text), *flags, *more, "--save-dir", str(save_dir)]
-        done = subprocess.run(
-            [sys.executable, str(script), str(tmp_path), *arguments],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=300,
-        )
+        command = [sys.executable, str(script), str(tmp_path), *arguments]
+        done = forked.run(command, env=environment, timeout=300)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return [[float(word) for word in (tmp_path / f"rates{rank}").read_text().split()] for rank in (0, 1)]
 
@@ -715,7 +711,7 @@ def test_two_workers_that_go_on_begin_with_the_same_wall_clock(text, tmp_path):
         """Of each worker, by update."""
         command = [sys.executable, script, tmp_path, *flags, "--max-update", updates, "--save-dir", tmp_path]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
+        done = forked.run(list(map(str, command)), env=environment, timeout=300)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return [[float(word) for word in (tmp_path / f"rates{rank}").read_text().split()] for rank in (0, 1)]
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from hypothesis import given, settings
@@ -277,6 +278,6 @@ def train(text: Path, save_dir: Path, *flags: str) -> subprocess.CompletedProces
     command += ["--task", "masked_lm", "--criterion", "budgeted_masked_lm", "--arch", "prenorm_roberta", *SMALL]
     command += ["--tokens-per-sample", "16", "--batch-size", "4", "--lr", "0.001", "--optimizer", "fused_adam"]
     command += ["--save-dir", str(save_dir), "--disable-validation", "--log-interval", "1", *flags]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    run = forked.run(command, cwd=ROOT, timeout=300)
     assert run.returncode == 0, run.stderr
     return run

@@ -3,10 +3,10 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from fairseq import models, options
@@ -276,9 +276,7 @@ def test_classification_heads_are_inherited():
 
 
 def run(*command: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
-    )
+    done = forked.run([sys.executable, "-m", *command], cwd=ROOT, env=os.environ | environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -48,10 +49,7 @@ PRUNE = "--task pruning_sentence_prediction"
 
 
 def command(tool: str, *words: str | Path) -> list[str]:
-    return [
-        str(Path(sys.executable).parent / f"fairseq-{tool}"),
-        *(part for word in words for part in str(word).split()),
-    ]
+    return [sys.executable, "-m", f"fairseq_cli.{tool}", *(part for word in words for part in str(word).split())]
 
 
 def environment() -> dict[str, str]:
@@ -60,7 +58,7 @@ def environment() -> dict[str, str]:
 
 def run(tool: str, *words: str | Path, status: int = 0) -> str:
     """What the run printed; `words` are split at blanks."""
-    done = subprocess.run(command(tool, *words), capture_output=True, text=True, env=environment(), timeout=300)
+    done = forked.run(command(tool, *words), env=environment(), timeout=300)
     output = done.stdout + done.stderr
     assert done.returncode == status, output[-4000:]
     return output

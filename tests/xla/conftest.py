@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 collect_ignore_glob = [] if importlib.util.find_spec("torch_xla") else ["test_*.py"]
@@ -30,5 +30,5 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     command = [sys.executable, "-m", "fairseq_cli.preprocess", "--only-source"]
     command += ["--trainpref", str(folder / "train"), "--validpref", str(folder / "valid")]
-    subprocess.run([*command, "--destdir", str(folder / "bin")], check=True, capture_output=True)
+    forked.run([*command, "--destdir", str(folder / "bin")]).check_returncode()
     return folder / "bin"

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import forked
+
 from train_large import runlog
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -89,7 +91,7 @@ def record(save_dir: Path) -> list[dict[str, Any]]:
 
 
 def run(command: Sequence[str], env: Mapping[str, str], check: bool) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    result = forked.run(command, cwd=ROOT, env=env)
     if check:
         assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
     return result

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from launching import COMMON, SIZE, launch, lines, losses, observe, plain
@@ -27,7 +27,7 @@ LEVELS = ["--sparsity-levels", "0.3,0.6,0.9", "--recovery", "2", "--recovery-int
 
 def preprocess(*flags: str) -> None:
     command = [sys.executable, "-m", "fairseq_cli.preprocess", *flags]
-    subprocess.run(command, check=True, capture_output=True)
+    forked.run(command).check_returncode()
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@ compiled."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -181,7 +181,7 @@ def test_a_refused_run_ends_with_one_line_and_leaves_nothing(tmp_path, device_as
         env["PJRT_DEVICE"] = device_asked
     flags = ["--task", "masked_lm"] if flags == "no arch" else [*MLM, *flags]
     command = [sys.executable, "-m", "xla.pretrain", "nowhere", *flags, "--save-dir", str(tmp_path / "run")]
-    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    result = forked.run(command, cwd=ROOT, env=env, timeout=120)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith(f"error: {said}")
     assert "Traceback" not in result.stdout + result.stderr

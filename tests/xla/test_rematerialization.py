@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import re
-import subprocess
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forked
 import pytest
 import torch
 import torch_xla
@@ -197,7 +197,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "fairseq_cli.preprocess", "--joined-dictionary", "--destdir", str(folder / "bin")]
     command += ["--source-lang", "en", "--target-lang", "fr"]
     splits = [word for split in ("train", "valid") for word in (f"--{split}pref", str(folder / split))]
-    subprocess.run([*command, *splits], check=True, capture_output=True)
+    forked.run([*command, *splits]).check_returncode()
     return folder / "bin"
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from train_large.data import prepare_task
@@ -22,7 +22,7 @@ COMMON += ["--optimizer", "adam", "--lr", "3e-3", "--batch-size", "16", "--requi
 def train(data: Path, *options: str) -> list[float]:
     """The training losses that fairseq logs, in bits."""
     command = [sys.executable, "-m", "fairseq_cli.train", str(data), *SIZE, *COMMON, "--max-update", "60", *options]
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = forked.run(command)
     assert run.returncode == 0, run.stderr + run.stdout
     assert re.search(r"valid on 'valid' subset", run.stdout + run.stderr)
     return [float(loss) for loss in re.findall(r"train_inner.*? loss=([0-9.]+)", run.stdout + run.stderr)]
