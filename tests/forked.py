@@ -30,7 +30,7 @@ def run(
     cwd: str | Path | None = None,
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """[sys.executable, "-m", module, ...] or [sys.executable, script, ...], as subprocess.run with captured text."""
+    """[sys.executable, *words], with -m and a module, -c and code, or a script; as subprocess.run with captured text."""
     assert command[0] == sys.executable
     with tempfile.TemporaryDirectory() as folder:
         outputs = [os.path.join(folder, name) for name in ("stdout", "stderr")]
@@ -65,6 +65,10 @@ def _begin(command: list[str], env: dict[str, str], cwd: str, outputs: list[str]
             sys.path.insert(0, cwd)
             sys.argv = program[1:]
             runpy.run_module(program[1], run_name="__main__", alter_sys=True)
+        elif program[0] == "-c":
+            sys.path.insert(0, cwd)
+            sys.argv = [program[0], *program[2:]]
+            exec(program[1], {"__name__": "__main__"})
         else:
             sys.path.insert(0, os.path.dirname(program[0]))
             sys.argv = program

@@ -25,7 +25,9 @@ from train_large.compression.resident import Dense, Matrix, Tiles, row_slices
 INT8, BFLOAT16, FLOAT32 = PRECISIONS = ("int8", "bfloat16", "float32")
 WIDE = 512  # with so many numbers in a hidden state FBGEMM is quicker than float32; with 256 as quick, with 64 half so
 
-_SMALLEST = 1e-30  # a scale for rows of zeros
+# Tensors, since for one sentence an operation takes about as long as turning a number into one. _SMALLEST: a scale for
+# rows of zeros; added to others it changes nothing.
+_SMALLEST, _HALF_OF_CODES, _SIGN = torch.tensor(1e-30), torch.tensor(128.0), torch.tensor(128, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -200,24 +202,25 @@ class _Rounded:
     @functools.cached_property
     def unsigned(self) -> Tensor:
         """codes + 128, uint8."""
-        return self.codes.view(torch.uint8) ^ 128
+        return self.codes.view(torch.uint8) ^ _SIGN
 
 
 def _round(x: Tensor, lowest: float | None) -> _Rounded:
     # For one sentence, calling an operation takes about as long as doing it: so there are few.
     if lowest is None:
-        scale = x.abs().amax(1, keepdim=True).mul_(1 / 127).clamp_min_(_SMALLEST)
+        scale = torch.add(_SMALLEST, x.abs().amax(1, keepdim=True), alpha=1 / 127)
         return _Rounded((x * scale.reciprocal()).round_().to(torch.int8), scale, None)
-    scale = x.amax(1, keepdim=True).sub_(lowest).mul_(1 / 255).clamp_min_(_SMALLEST)
+    below = torch.tensor(lowest)
+    scale = torch.add(_SMALLEST, x.amax(1, keepdim=True).sub_(below), alpha=1 / 255)
     each = scale.reciprocal()
-    steps = x.mul_(each).sub_(each.mul_(lowest).add_(128))
-    return _Rounded(steps.round_().to(torch.int8), scale, (128 * scale).add_(lowest))
+    steps = x.mul_(each).sub_(torch.add(_HALF_OF_CODES, each, alpha=lowest))
+    return _Rounded(steps.round_().to(torch.int8), scale, torch.add(below, scale, alpha=128))
 
 
 def _round_from_zero(x: Tensor, highest: int) -> _Rounded:
     """With the codes 0 and `highest` in every row that is not constant."""
     offset = x.amin(1, keepdim=True)
-    scale = x.amax(1, keepdim=True).sub_(offset).mul_(1 / highest).clamp_min_(_SMALLEST)
+    scale = torch.add(_SMALLEST, x.amax(1, keepdim=True).sub_(offset), alpha=1 / highest)
     return _Rounded((x - offset).mul_(scale.reciprocal()).round_(), scale, offset, highest)
 
 

@@ -49,6 +49,7 @@ COMPUTED: dict[str, tuple[Any, ...]] = {
 
 _FIRST_POSITION = 2  # fairseq counts positions from the padding index + 1 (fairseq/utils.py, make_positions)
 _FEWEST, _MOST = 128, 512  # tokens of an int8 product
+_SHORT = 128  # tokens up to which all cores are quicker at attention in two products than in pieces
 _GELU_LOWEST = -0.17  # no value of gelu lies below
 
 
@@ -177,9 +178,10 @@ def build(tensors: Mapping[str, Stored], model: Mapping[str, Any]) -> Network:
 def keep_ready(network: Network, spare: int) -> Network:
     """The network with weights in tiles (`kernels.in_tiles`), which int8 need not unpack and order for every product:
     those of 8 bits that take no more room so but for sums of their rows, and of the others as many as `spare` bytes
-    leave room for, the first layers' first."""
+    leave room for: those with the longest rows first, since their products gain most, and the first layers' first."""
     ready: dict[int, Matrix] = {}
-    for weight in (m.weight for layer in network.layers for m in layer.maps):
+    weights = [m.weight for layer in network.layers for m in layer.maps]
+    for weight in sorted(weights, key=lambda weight: -weight.shape[1]):
         if id(weight) in ready or not isinstance(weight, Dense):
             continue
         more = kernels.in_tiles_nbytes(weight) - weight.codes_nbytes
@@ -266,7 +268,7 @@ def _attend(
             chosen = torch.cat([place + offset for place, offset in zip(places[first:last], offsets)])
             q, rows = q[chosen], rows[chosen]
             wanted = [len(place) for place in places[first:last]]
-        mixed = [_mix(*one, layer.heads) for one in zip(q.split(wanted), k.split(sizes), v.split(sizes))]
+        mixed = [_mix(*one, layer.heads, cores == 1) for one in zip(q.split(wanted), k.split(sizes), v.split(sizes))]
         [update] = kernels.project(_cat(mixed), [out], precision)
         return update.add_(rows)
 
@@ -275,10 +277,14 @@ def _attend(
     return x if network.prenorm else layer.attention_norm(x)
 
 
-def _mix(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Attention of q (R, heads * width) to k and v (T, heads * width) of one sentence; float32."""
+def _mix(q: Tensor, k: Tensor, v: Tensor, heads: int, alone: bool) -> Tensor:
+    """Attention of q (R, heads * width) to k and v (T, heads * width) of one sentence; float32. alone: by all cores."""
     q_AxRxD, k_AxTxD, v_AxTxD = (t.view(len(t), heads, -1).transpose(0, 1) for t in (q, k, v))
-    mixed_AxRxD = F.scaled_dot_product_attention(q_AxRxD[None], k_AxTxD[None], v_AxTxD[None])[0]
+    if alone and len(k) <= _SHORT and q.dtype == torch.float32:
+        scores_AxRxT = torch.baddbmm(q.new_empty(()), q_AxRxD, k_AxTxD.mT, beta=0, alpha=q_AxRxD.shape[2] ** -0.5)
+        mixed_AxRxD = torch.softmax(scores_AxRxT, 2, out=scores_AxRxT) @ v_AxTxD
+    else:
+        mixed_AxRxD = F.scaled_dot_product_attention(q_AxRxD[None], k_AxTxD[None], v_AxTxD[None])[0]
     return mixed_AxRxD.transpose(0, 1).reshape(len(q), -1).float()
 
 
