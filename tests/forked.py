@@ -30,7 +30,7 @@ def run(
     cwd: str | Path | None = None,
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """[sys.executable, *words], with -m and a module, -c and code, or a script; as subprocess.run with captured text."""
+    """[sys.executable, *words], with -m and a module, -c and code, or a script; as subprocess.run, text captured."""
     assert command[0] == sys.executable
     with tempfile.TemporaryDirectory() as folder:
         outputs = [os.path.join(folder, name) for name in ("stdout", "stderr")]
