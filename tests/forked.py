@@ -51,6 +51,7 @@ def _begin(command: list[str], env: dict[str, str], cwd: str, outputs: list[str]
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
+    multiprocessing.set_start_method(None, force=True)  # the system's own; what a fork server starts would use it too
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
