@@ -32,7 +32,7 @@ TIMEOUT = 120
 
 def processes(*words: str, number: int = 2) -> list[str]:
     """A program that calls `act`, below, in `number` processes."""
-    code = "import sys; sys.path.insert(0, 'tests/xla'); import test_spawn; test_spawn.start(*sys.argv[1:])"
+    code = "import sys; sys.path[:0] = ['tests', 'tests/xla']; import test_spawn; test_spawn.start(*sys.argv[1:])"
     return [sys.executable, "-c", code, str(number), *words]
 
 
