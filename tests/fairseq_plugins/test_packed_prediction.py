@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -261,6 +262,16 @@ def test_resident_weights_are_k_bits_and_3_per_cent(layers: int, hidden: int, bi
         assert packed.resident_bytes() <= (bits / 32 + 0.03) * fp32
 
 
+@pytest.mark.parametrize("tokens", [1, network._SHORT, network._SHORT + 1])
+def test_attention_of_short_and_of_long_sentences(tokens: int) -> None:
+    heads, width, asked = 3, 8, 2
+    q, k, v = (torch.randn(count, heads * width) for count in (asked, tokens, tokens))
+    q_RxAxD, k_TxAxD, v_TxAxD = (x.double().view(len(x), heads, width) for x in (q, k, v))
+    scores_AxRxT = torch.einsum("rad,tad->art", q_RxAxD, k_TxAxD) / math.sqrt(width)
+    expected_RxAxD = torch.einsum("art,tad->rad", scores_AxRxT.exp() / scores_AxRxT.exp().sum(2, True), v_TxAxD)
+    torch.testing.assert_close(network._mix(q, k, v, heads).double(), expected_RxAxD.flatten(1), rtol=0, atol=1e-6)
+
+
 def test_weights_are_kept_ready_as_far_as_there_is_room() -> None:
     built = network.build(pack(build(share_layers="attention"), 6), checkpoint(build())["cfg"]["model"])
 
@@ -275,12 +286,14 @@ def test_weights_are_kept_ready_as_far_as_there_is_room() -> None:
     assert all(ready(10**9)[1])
     inputs, out, fc1, fc2 = (m.weight for m in built.layers[0].maps)
     more = [kernels.in_tiles_nbytes(weight) - weight.codes_nbytes for weight in (inputs, out, fc1, fc2)]
-    some, which = ready(sum(more))
-    # The shared attention counts once, and is ready in all layers.
-    assert which == [True] * 4 + [True, True, False, False] * 2
-    assert some.nbytes == built.nbytes + sum(more)
+    spare = more[0] + more[1] + 3 * more[3]
+    some, which = ready(spare)
+    # The longest rows come first. The shared attention counts once, and is ready in all layers.
+    assert which == [True, True, False, True] * 3
+    assert some.nbytes == built.nbytes + spare
     assert some.layers[0].out.weight is some.layers[2].out.weight
-    assert some.scratch_nbytes(INT8) == ready(0)[0].scratch_nbytes(INT8)
+    assert ready(spare + more[2])[1] == [True] * 4 + which[4:]
+    assert 0 < some.scratch_nbytes(INT8) < ready(0)[0].scratch_nbytes(INT8)
     assert ready(10**9)[0].scratch_nbytes(INT8) == 0
     eight = network.keep_ready(network.build(pack(build(), 8), checkpoint(build())["cfg"]["model"]), 0)
     # FBGEMM fills such narrow matrices up; oneDNN keeps those of 8 bits ready in any case.

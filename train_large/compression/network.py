@@ -49,7 +49,7 @@ COMPUTED: dict[str, tuple[Any, ...]] = {
 
 _FIRST_POSITION = 2  # fairseq counts positions from the padding index + 1 (fairseq/utils.py, make_positions)
 _FEWEST, _MOST = 128, 512  # tokens of an int8 product
-_SHORT = 128  # tokens up to which all cores are quicker at attention in two products than in pieces
+_SHORT = 128  # tokens up to which two cores are quicker at attention in two products than in pieces, and one as quick
 _GELU_LOWEST = -0.17  # no value of gelu lies below
 
 
@@ -268,7 +268,7 @@ def _attend(
             chosen = torch.cat([place + offset for place, offset in zip(places[first:last], offsets)])
             q, rows = q[chosen], rows[chosen]
             wanted = [len(place) for place in places[first:last]]
-        mixed = [_mix(*one, layer.heads, cores == 1) for one in zip(q.split(wanted), k.split(sizes), v.split(sizes))]
+        mixed = [_mix(*one, layer.heads) for one in zip(q.split(wanted), k.split(sizes), v.split(sizes))]
         [update] = kernels.project(_cat(mixed), [out], precision)
         return update.add_(rows)
 
@@ -277,10 +277,10 @@ def _attend(
     return x if network.prenorm else layer.attention_norm(x)
 
 
-def _mix(q: Tensor, k: Tensor, v: Tensor, heads: int, alone: bool) -> Tensor:
-    """Attention of q (R, heads * width) to k and v (T, heads * width) of one sentence; float32. alone: by all cores."""
+def _mix(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attention of q (R, heads * width) to k and v (T, heads * width) of one sentence; float32."""
     q_AxRxD, k_AxTxD, v_AxTxD = (t.view(len(t), heads, -1).transpose(0, 1) for t in (q, k, v))
-    if alone and len(k) <= _SHORT and q.dtype == torch.float32:
+    if len(k) <= _SHORT and q.dtype == torch.float32:
         scores_AxRxT = torch.baddbmm(q.new_empty(()), q_AxRxD, k_AxTxD.mT, beta=0, alpha=q_AxRxD.shape[2] ** -0.5)
         mixed_AxRxD = torch.softmax(scores_AxRxT, 2, out=scores_AxRxT) @ v_AxTxD
     else:
