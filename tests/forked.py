@@ -1,4 +1,4 @@
-"""Python programs as processes that begin with torch, fairseq and torch-xla imported.
+"""Python programs as processes that begin with torch, fairseq, torch-xla or TensorFlow imported.
 
 To import them takes longer than most of what the programs of tests do then. multiprocessing's fork server imports them
 once and does nothing else; each program is a fork of it, and otherwise as if its command had been run.
@@ -17,10 +17,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+_IMPORTED = ["torch_xla.debug.metrics", "fairseq.options", "fairseq.trainer", "tensorflow"]  # those that are there
+
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["torch_xla.debug.metrics", "fairseq.options", "fairseq.trainer"]
-)  # those that are there
+_CONTEXT.set_forkserver_preload(_IMPORTED)
 
 
 def run(
@@ -41,7 +41,7 @@ def run(
             child.kill()
             child.join()
             raise subprocess.TimeoutExpired(command, timeout or 0)
-        stdout, stderr = (Path(path).read_text() for path in outputs)
+        stdout, stderr = (Path(path).read_text(encoding="utf-8", errors="replace") for path in outputs)
     return subprocess.CompletedProcess(command, child.exitcode, stdout, stderr)
 
 

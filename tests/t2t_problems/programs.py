@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
+
+import forked
 
 from train_large import runlog
 
@@ -44,11 +45,8 @@ def environment() -> dict[str, str]:
 
 def launch(*arguments: object, status: int = 0) -> str:
     """What a program says, on both outputs."""
-    command = [sys.executable, "-m", *map(str, arguments)]
-    done = subprocess.run(
-        command, env=environment(), cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900
-    )
-    said = done.stdout.decode("utf-8", "replace")
+    done = forked.run([sys.executable, "-m", *map(str, arguments)], env=environment(), cwd=str(ROOT), timeout=900)
+    said = done.stdout + done.stderr
     assert done.returncode == status, said[-3000:]
     return said
 
