@@ -55,10 +55,8 @@ def _begin(command: list[str], env: dict[str, str], cwd: str, outputs: list[str]
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    if "OMP_NUM_THREADS" in env:
-        import torch
-
-        torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
+    if "torch" in sys.modules and "OMP_NUM_THREADS" in env:  # which it has read already
+        sys.modules["torch"].set_num_threads(int(env["OMP_NUM_THREADS"]))
     sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
     _, *program = command
     try:
