@@ -44,9 +44,9 @@ def environment() -> dict[str, str]:
 
 
 def launch(*arguments: object, status: int = 0) -> str:
-    """What a program says, on both outputs."""
+    """What a program says, results last."""
     done = forked.run([sys.executable, "-m", *map(str, arguments)], env=environment(), cwd=str(ROOT), timeout=900)
-    said = done.stdout + done.stderr
+    said = done.stderr + done.stdout
     assert done.returncode == status, said[-3000:]
     return said
 
