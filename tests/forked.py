@@ -72,6 +72,9 @@ def _begin(command: list[str], env: dict[str, str], cwd: str, outputs: list[str]
             sys.path.insert(0, os.path.dirname(program[0]))
             sys.argv = program
             runpy.run_path(program[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code is not None:  # multiprocessing of Python 3.7 takes None for a failure
+            raise
     finally:  # as Python ends, which multiprocessing does not see to
         threading._shutdown()
         atexit._run_exitfuncs()
