@@ -47,7 +47,7 @@ def test_a_signal_ends_what_was_started(tmp_path, program, number):
     told = tmp_path / "pids"
     program = textwrap.dedent(program).replace("CHILD", repr(CHILD.format(str(told))))
     code = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{program}"
-    places = environment(ROOT, ROOT / "tests" / "core")
+    places = environment(ROOT, ROOT / "tests", ROOT / "tests" / "core")
     process = subprocess.Popen([sys.executable, "-c", code], env=places, stderr=subprocess.DEVNULL)
     wait_for(lambda: told.exists() and told.read_text().endswith(" "))
     process.send_signal(number)
