@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import math
 
+import graphs
 import pytest
 import tensorflow.compat.v1 as tf
-from tensor2tensor.data_generators import translate_enfr
 from tensor2tensor.models import transformer
-from tensor2tensor.utils import hparams_lib, registry
+from tensor2tensor.utils import registry
 
 from t2t_problems import plugin, tensorflow_two  # noqa: F401
 from t2t_problems.hparams import size_of, with_budget
@@ -58,26 +58,8 @@ def test_any_set_can_be_given_a_budget():
 def trainable(set_name: str, vocabulary: int, model: str = "transformer_budgeted") -> dict[str, int]:
     """The trainable variables of the training graph, without its gradients, by name, with their numbers of weights."""
     with tf.Graph().as_default():
-        hparams = registry.hparams(set_name)
-        hparams_lib.add_problem_hparams(hparams, _WithVocabulary(vocabulary))
-        mode = tf.estimator.ModeKeys.TRAIN
-        features = {name: tf.ones([2, 7, 1, 1], tf.int32) for name in ("inputs", "targets")}
-        features["target_space_id"] = tf.constant(1, tf.int32)
-        registry.model(model)(hparams, mode)(features)
+        graphs.build(set_name, vocabulary, model)
         return {v.op.name: v.shape.num_elements() for v in tf.trainable_variables()}
-
-
-class _WithVocabulary(translate_enfr.TranslateEnfrWmt32k):
-    """The problem with a vocabulary of a given size, which otherwise would have to be learned from its corpora."""
-
-    def __init__(self, entries: int) -> None:
-        super().__init__()
-        self._entries = entries
-
-    def get_hparams(self, model_hparams=None):
-        entry = type("Vocabulary", (), {"vocab_size": self._entries})()
-        self._encoders = {"inputs": entry, "targets": entry}
-        return super().get_hparams(model_hparams)
 
 
 # Building a graph takes seconds; on TensorFlow 1 the code that builds it is the same.
