@@ -4,7 +4,8 @@ r"""Labels in int8 beside float32's, and how many are decided again: `make bench
         --sentences runs/downloads/movie-reviews/reviews.tsv
 
 On the packed files that the demo keeps. An error is that of the lead of one class over another; it and the lead under
-which float32 decides (docs/runtime.md) are in units of the root mean square that the model measured when it was loaded.
+which finer numbers decide (docs/runtime.md) are in units of the root mean square that the model measured when it was
+loaded, for what decides again as for what decides first.
 """
 
 from __future__ import annotations
@@ -30,23 +31,33 @@ def measure(model: Model, lines: Sequence[str]) -> dict[str, object]:
     pieces = [vocabulary.sentence([ids], model.task) for ids in model._vocabulary.encode(lines)]
     batches = [[ids[: model.network.max_length] for ids in pieces[i : i + BATCH]] for i in range(0, len(pieces), BATCH)]
     tensors = [[torch.tensor(ids) for ids in batch] for batch in batches]
-    quick, exact = (
-        torch.cat([model._logits(batch, precision) for batch in tensors]) for precision in (model.precision, FLOAT32)
+    deciding = model.deciding[: len(model.doubts)]
+    *rough, exact = (
+        torch.cat([model._logits(batch, precision) for batch in tensors]) for precision in (*deciding, FLOAT32)
     )
     told, again = (torch.cat(part) for part in zip(*(model.logits(batch) for batch in batches)))
-    error, unit = quick - exact, model.doubt / CAUTION
-    best = quick.topk(2).values
+    units, quick = [doubt / CAUTION for doubt in model.doubts], rough[0]
+    largest = [float(_spread(one - exact).max()) / unit for one, unit in zip(rough, units)]
+    leads = [_spread(one.topk(2).values) for one in rough]
+    close = torch.stack([lead < doubt for lead, doubt in zip(leads, model.doubts)])
+    assert torch.equal(again, close[0])
     changed = quick.argmax(1) != exact.argmax(1)
     return {
         "sentences": len(lines),
         "precision": model.precision,
         "decided_again": f"{float(again.float().mean()):.4f}",
+        "decided_by_the_last": int(close.all(0).sum()),
         "labels_changed_without": int(changed.sum()),
         "labels_changed": int((told.argmax(1) != exact.argmax(1)).sum()),
-        "largest_error": f"{float((error.amax(1) - error.amin(1)).max()) / unit:.2f}",
-        "largest_lead_of_a_changed_label": f"{max([0.0, *(best[:, 0] - best[:, 1])[changed].tolist()]) / unit:.2f}",
+        "largest_error": f"{largest[0]:.2f}",
+        "largest_error_of_the_next": f"{largest[1]:.2f}" if largest[1:] else "",
+        "largest_lead_of_a_changed_label": f"{max([0.0, *leads[0][changed].tolist()]) / units[0]:.2f}",
         "decided_again_below": CAUTION,
     }
+
+
+def _spread(rows: torch.Tensor) -> torch.Tensor:
+    return rows.amax(1) - rows.amin(1)
 
 
 def main() -> None:

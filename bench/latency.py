@@ -3,9 +3,9 @@
 One classifier with random weights, in fairseq's fp32, packed and run by train_large, and in the peers: torchao's int8
 weight-only, torch's and onnxruntime's dynamic int8, on the Hugging Face model that `train_large.export` makes of it.
 With random weights all labels are close calls, so those are off, but for one contestant, which decides a tenth of a
-large batch again in float32, as trained models do (docs/runtime.md). Each runs
-in a process of its own and all of them wait while one computes. They take turns (A B C A B C), on the same tokens, and
-the ratios are medians over the rounds of what a round gives.
+large batch again, once, as trained models do (docs/runtime.md). Each runs in a process of its own and all of them wait
+while one computes. They take turns (A B C A B C), on the same tokens, and the ratios are medians over the rounds of
+what a round gives.
 """
 
 from __future__ import annotations
@@ -104,11 +104,11 @@ def load_ours(folder: Path, precision: str, bits: str, again: str = "") -> tuple
     from train_large.compression.runtime import load_model
 
     model = load_model(folder / f"{bits}.packed", precision)
-    once, doubts = replace(model, doubt=0.0), dict.fromkeys(BATCHES, 0.0)
+    models = dict.fromkeys(BATCHES, replace(model, doubts=()))
     for batch in BATCHES if again else ():
-        leads = (once.logits(_tokens(batch).tolist())[0] @ torch.tensor([1.0, -1.0])).abs().sort().values
-        doubts[batch] = float(leads[int(AGAIN * batch)])
-    models = {batch: replace(model, doubt=doubt if int(AGAIN * batch) else 0.0) for batch, doubt in doubts.items()}
+        leads = (models[batch].logits(_tokens(batch).tolist())[0] @ torch.tensor([1.0, -1.0])).abs().sort().values
+        if int(AGAIN * batch):
+            models[batch] = replace(model, doubts=(float(leads[int(AGAIN * batch)]),))
     return lambda ids: models[len(ids)].logits(ids.tolist()), model.resident_bytes()
 
 

@@ -168,9 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("file", type=Path, metavar="FILE.safetensors", help="a packed file; pairs have a tab between them")
     sub.add_argument(
         "--activations",
-        choices=("auto", "float32", "bfloat16", "int8"),
+        choices=("auto", "int8", "int16", "int24", "bfloat16", "float32"),
         default="auto",
-        help="auto takes the fastest that this processor has; close calls are decided in float32",
+        help="auto takes the fastest that this processor has; close calls are decided again in finer numbers",
     )
     sub.add_argument("--batch", type=int, default=32, help="sentences at a time")
     sub.add_argument("--top", type=int, default=1, help="labels or words for each sentence")

@@ -141,6 +141,11 @@ def read_by_predict(monkeypatch, stdin) -> list[str]:
     return taken
 
 
+def test_predict_takes_all_activations_that_there_are():
+    for name in runtime.ACTIVATIONS:
+        assert cli._parser().parse_args(["predict", "model", "--activations", name]).activations == name
+
+
 def test_what_predict_reads(monkeypatch, capsys):
     assert read_by_predict(monkeypatch, io.BytesIO("\ufeffgut\r\n\ufeffé\n\nlast".encode())) == [
         "gut",

@@ -70,3 +70,15 @@ def test_inside_is_by_the_first_ones_interval():
     first = Comparison("", "", (1.0, 1.1, 0.9))
     assert agreement.inside(first, Comparison("", "", (0.0, 2.0, 1.0)))
     assert not agreement.inside(first, Comparison("", "", (2.0, 2.0, 2.0)))
+
+
+def test_of_two_folders_by_a_command(results, tmp_path, monkeypatch, capsys):
+    part = tmp_path / "part"
+    shutil.copytree(results / "depth", part / "depth")
+    monkeypatch.setattr("sys.argv", ["agreement.py", str(results), str(part)])
+    assert agreement.main() == 0
+    assert capsys.readouterr().out == agreement.told(agreement.compare(results, part)) + "\n"
+    for folders, named in (([results], "two folders"), ([results, tmp_path / "nowhere"], "nowhere")):
+        monkeypatch.setattr("sys.argv", ["agreement.py", *map(str, folders)])
+        assert agreement.main() == 2
+        assert named in capsys.readouterr().err

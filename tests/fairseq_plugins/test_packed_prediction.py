@@ -19,7 +19,7 @@ from torch import Tensor
 from fairseq_plugins.models.prenorm_roberta import PrenormRobertaModel
 from train_large.compression import kernels, network, onednn, runtime
 from train_large.compression.checkpoint import stock_form
-from train_large.compression.kernels import BFLOAT16, FLOAT32, INT8, supported
+from train_large.compression.kernels import BFLOAT16, FLOAT32, INT8, INT16, INT24, PRECISIONS, finer, supported
 from train_large.compression.packed import write_packed
 from train_large.compression.quantization import Quantized, dequantize, quantize_tensor
 from train_large.compression.runtime import Model, load_model, predict_lines
@@ -176,7 +176,7 @@ def test_int8_in_all_shapes(shape: str) -> None:
     assert 1e-6 < (raw - expected).norm() / expected.norm() < 0.05
 
 
-@pytest.mark.parametrize("activations", [INT8, BFLOAT16])
+@pytest.mark.parametrize("activations", [INT8, INT16, BFLOAT16])
 @pytest.mark.parametrize("bits", [8, 6, 4])
 def test_labels_are_those_of_the_unpacked_model(activations: str, bits: int) -> None:
     if not supported(activations):
@@ -188,16 +188,41 @@ def test_labels_are_those_of_the_unpacked_model(activations: str, bits: int) -> 
     expected = by_fairseq(model, ids)
     assert len(expected.argmax(1).unique()) > 1
     assert torch.equal(logits.argmax(1), expected.argmax(1))
-    # Close calls are float32's, and no others.
-    lead = packed._logits([torch.tensor(s) for s in ids], activations).topk(2).values
-    assert torch.equal(again, lead[:, 0] - lead[:, 1] < packed.doubt)
-    assert 0 < again.sum() < 400
-    torch.testing.assert_close(logits[again], expected[again], rtol=1e-5, atol=1e-5)
-    assert (logits - expected)[~again].abs().max() > 1e-5
-    assert (logits - expected).abs().max() < packed.doubt
+    # Close calls go to the next finer numbers, and no others.
+    tensors, chosen, expected_again = [torch.tensor(s) for s in ids], torch.arange(400), torch.zeros(400, dtype=bool)
+    for doubt, precision in zip(packed.doubts, (activations, *finer(activations))):
+        raw = packed._logits([tensors[i] for i in chosen], precision)
+        best = raw.topk(2).values
+        close = best[:, 0] - best[:, 1] < doubt
+        assert torch.equal(logits[chosen[~close]], raw[~close])
+        assert (raw - expected[chosen]).abs().max() < doubt
+        chosen = chosen[close]
+        expected_again[chosen] = True
+    assert torch.equal(again, expected_again)
+    assert len(packed.doubts) == len(finer(activations))
+    assert 0 < again.sum() < 400 or activations == INT16
+    if len(chosen):
+        torch.testing.assert_close(logits[chosen], expected[chosen], rtol=1e-5, atol=1e-5)
+    assert (logits - expected)[~again].abs().max() > (1e-5 if activations != INT16 else 1e-7)
 
 
-@pytest.mark.parametrize("activations", [INT8, BFLOAT16, FLOAT32])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_chain_of_close_calls_ends_where_it_is_exact(bits: int) -> None:
+    """With a doubt that nothing passes, all is decided by the last: as exact as float32."""
+    if not supported(INT16):
+        pytest.skip("not on this CPU")
+    model = build()
+    packed = replace(load(model, bits, INT8), doubts=(1e9, 1e9))
+    ids = sentences(60)
+    logits, again = packed.logits(ids)
+    assert again.all()
+    torch.testing.assert_close(logits, by_fairseq(model, ids), rtol=1e-5, atol=1e-5)
+    tensors = [torch.tensor(one) for one in ids]
+    assert torch.equal(replace(packed, doubts=(1e9,)).logits(ids)[0], packed._logits(tensors, INT16))
+    assert torch.equal(replace(packed, doubts=()).logits(ids)[0], packed._logits(tensors, INT8))
+
+
+@pytest.mark.parametrize("activations", PRECISIONS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_sentence_does_not_see_its_batch(activations: str, threads: int, request: pytest.FixtureRequest) -> None:
     if not supported(activations):
@@ -210,7 +235,7 @@ def test_a_sentence_does_not_see_its_batch(activations: str, threads: int, reque
     ids = sentences(12, longest=200)
     together, _ = packed.logits(ids)
     alone = torch.cat([packed.logits([one])[0] for one in ids])
-    torch.testing.assert_close(together, alone, rtol=0, atol=2e-6 if activations == INT8 else 1e-5)
+    torch.testing.assert_close(together, alone, rtol=0, atol=2e-6 if activations in kernels.IN_CODES else 1e-5)
 
 
 def test_masked_words() -> None:
@@ -255,7 +280,7 @@ def test_resident_weights_are_k_bits_and_3_per_cent(layers: int, hidden: int, bi
     cfg = {"encoder_layers": layers, "encoder_embed_dim": hidden, "encoder_attention_heads": hidden // 64}
     distinct = {id(t): t.indices.numel() if isinstance(t, Quantized) else t.numel() for t in tensors.values()}
     fp32 = 4 * sum(distinct.values())
-    for precision in filter(supported, (INT8, BFLOAT16, FLOAT32)):
+    for precision in filter(supported, PRECISIONS):
         packed = Model.from_tensors(
             tensors, {"cfg": {"model": {**cfg, "encoder_normalize_before": True}}}, {}, precision
         )
@@ -274,28 +299,33 @@ def test_attention_of_short_and_of_long_sentences(tokens: int) -> None:
 
 def test_weights_are_kept_ready_as_far_as_there_is_room() -> None:
     built = network.build(pack(build(share_layers="attention"), 6), checkpoint(build())["cfg"]["model"])
+    before = built.nbytes + built.scratch_nbytes(INT8)
 
     def ready(spare: int) -> tuple[network.Network, list[bool]]:
-        found = network.keep_ready(built, spare)
+        found = network.keep_ready(built, before + spare, {INT8})
         return found, [m.weight.tiles is not None for layer in found.layers for m in layer.maps]
 
     if not any(ready(10**9)[1]):
         pytest.skip("this torch cannot keep codes ready")
-    assert built.nbytes == ready(0)[0].nbytes
     assert not any(ready(0)[1])
     assert all(ready(10**9)[1])
+    assert ready(10**9)[0].scratch_nbytes(INT8) == 0
     inputs, out, fc1, fc2 = (m.weight for m in built.layers[0].maps)
     more = [kernels.in_tiles_nbytes(weight) - weight.codes_nbytes for weight in (inputs, out, fc1, fc2)]
-    spare = more[0] + more[1] + 3 * more[3]
-    some, which = ready(spare)
-    # The longest rows come first. The shared attention counts once, and is ready in all layers.
-    assert which == [True, True, False, True] * 3
-    assert some.nbytes == built.nbytes + spare
+    # The longest rows come first.
+    assert ready(2 * more[3])[1] == [False, False, False, True] * 2 + [False] * 4
+    # Then what fc2 does not unpack any more is there for others; the shared attention counts once.
+    some, which = ready(3 * more[3])
+    assert which[3::4] == [True] * 3
+    assert any(which[i] for i in (0, 1, 2))
     assert some.layers[0].out.weight is some.layers[2].out.weight
-    assert ready(spare + more[2])[1] == [True] * 4 + which[4:]
-    assert 0 < some.scratch_nbytes(INT8) < ready(0)[0].scratch_nbytes(INT8)
-    assert ready(10**9)[0].scratch_nbytes(INT8) == 0
-    eight = network.keep_ready(network.build(pack(build(), 8), checkpoint(build())["cfg"]["model"]), 0)
+    for spare in range(0, 3 * (more[2] + more[3]), more[1]):
+        found, _ = ready(spare)
+        free = before + spare - found.nbytes - found.scratch_nbytes(INT8)
+        assert free >= 0
+        waiting = [m.weight for layer in found.layers for m in layer.maps if m.weight.tiles is None]
+        assert all(kernels.in_tiles_nbytes(weight) - weight.codes_nbytes > free for weight in waiting)
+    eight = network.keep_ready(network.build(pack(build(), 8), checkpoint(build())["cfg"]["model"]), 0, {INT8})
     # FBGEMM fills such narrow matrices up; oneDNN keeps those of 8 bits ready in any case.
     assert all((m.weight.tiles is not None) == onednn.available() for layer in eight.layers for m in layer.maps)
 
@@ -306,11 +336,11 @@ def test_ready_weights_compute_the_same(bits: int) -> None:
         pytest.skip("not on this CPU")
     packed = load(build(), bits, INT8, "row")
     ids = [torch.tensor(one) for one in sentences(20)]
-    for precision in (INT8, FLOAT32):
+    for precision in filter(supported, (INT8, INT24, FLOAT32)):
         few, many = (
-            replace(packed, network=network.keep_ready(network.build(pack(build(), bits, "row"), cfg), spare))
+            replace(packed, network=network.keep_ready(network.build(pack(build(), bits, "row"), cfg), allowed, {INT8}))
             for cfg in [checkpoint(build())["cfg"]["model"]]
-            for spare in (-(10**9), 10**9)
+            for allowed in (0, 10**9)
         )
         torch.testing.assert_close(many._logits(ids, precision), few._logits(ids, precision), rtol=0, atol=2e-6)
 

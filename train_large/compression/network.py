@@ -8,7 +8,7 @@ reads the first token of each sentence alone), of which attention to all tokens 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, Union
 
@@ -48,7 +48,11 @@ COMPUTED: dict[str, tuple[Any, ...]] = {
 }
 
 _FIRST_POSITION = 2  # fairseq counts positions from the padding index + 1 (fairseq/utils.py, make_positions)
-_FEWEST, _MOST = 128, 512  # tokens of an int8 product
+_FEWEST = 128  # tokens that are worth packing a weight for FBGEMM
+# Tokens up to which all cores compute together, and of which a core computes at most so many at once where each has
+# sentences of its own: that is a tenth slower for 1,024 tokens and half for 256, since cores that wait fall asleep, but
+# no more than twice as slow on cores that have other work, and the other four times.
+_TOGETHER, _MOST = 1024, 512
 _SHORT = 128  # tokens up to which two cores are quicker at attention in two products than in pieces, and one as quick
 _GELU_LOWEST = -0.17  # no value of gelu lies below
 
@@ -123,7 +127,7 @@ class Network:
     def in_codes(self, precision: str) -> bool:
         """Whether all linear maps of the layers are computed with int8 codes, a few sentences at a time."""
         maps = [m for layer in self.layers for m in layer.maps]
-        return precision == INT8 and all(isinstance(m.weight, Dense) for m in maps)
+        return precision in kernels.IN_CODES and all(isinstance(m.weight, Dense) for m in maps)
 
     def scratch_nbytes(self, precision: str) -> int:
         """Bytes of weights that are unpacked at the same time while the model computes, at most."""
@@ -175,20 +179,37 @@ def build(tensors: Mapping[str, Stored], model: Mapping[str, Any]) -> Network:
     )
 
 
-def keep_ready(network: Network, spare: int) -> Network:
-    """The network with weights in tiles (`kernels.in_tiles`), which int8 need not unpack and order for every product:
-    those of 8 bits that take no more room so but for sums of their rows, and of the others as many as `spare` bytes
-    leave room for: those with the longest rows first, since their products gain most, and the first layers' first."""
+def keep_ready(network: Network, allowed: int, precisions: Collection[str]) -> Network:
+    """The network with weights in tiles (`kernels.in_tiles`), which need not be unpacked and put in order for every
+    product: those of 8 bits, which take no more room so but for sums of their rows, and of the others as many as leave
+    it within `allowed` bytes with what is unpacked at a time in any of `precisions`: those with the longest rows first,
+    since their products gain most, and the first layers' first."""
+    while True:  # the more are ready, the less is unpacked, which leaves room for more
+        ready = _more_ready(network, allowed - network.nbytes - max(map(network.scratch_nbytes, precisions)))
+        if not ready:
+            return network
+        network = _exchanged(network, ready)
+
+
+def _more_ready(network: Network, spare: int) -> dict[int, Matrix]:
+    """By their ids weights that are not in tiles yet, in tiles that take `spare` bytes more at most."""
     ready: dict[int, Matrix] = {}
     weights = [m.weight for layer in network.layers for m in layer.maps]
     for weight in sorted(weights, key=lambda weight: -weight.shape[1]):
-        if id(weight) in ready or not isinstance(weight, Dense):
+        if id(weight) in ready or not isinstance(weight, Dense) or weight.tiles is not None:
             continue
         more = kernels.in_tiles_nbytes(weight) - weight.codes_nbytes
         only_sums = more <= 6 * weight.shape[0]
         if only_sums or more <= spare:
-            ready[id(weight)] = kernels.in_tiles(weight)
-            spare -= 0 if only_sums else more
+            in_tiles = kernels.in_tiles(weight)
+            if in_tiles is not weight:
+                ready[id(weight)] = in_tiles
+                spare -= 0 if only_sums else more
+    return ready
+
+
+def _exchanged(network: Network, ready: Mapping[int, Matrix]) -> Network:
+    """The network with others in place of the weights of these ids."""
 
     def exchanged(m: Linear) -> Linear:
         return Linear(ready.get(id(m.weight), m.weight), m.bias)
@@ -218,7 +239,7 @@ def features(network: Network, sentences: Sequence[Tensor], places: Sequence[Ten
     x = network.tokens.rows(torch.cat(list(sentences))) + network.positions.rows(positions)
     if network.embedding_norm is not None:
         x = network.embedding_norm(x)
-    cores = torch.get_num_threads() if sum(lengths) > _FEWEST and network.in_codes(precision) else 1
+    cores = torch.get_num_threads() if sum(lengths) > _TOGETHER and network.in_codes(precision) else 1
     with _one_thread_here() if cores > 1 else contextlib.nullcontext():
         for number, layer in enumerate(network.layers, start=1):
             last = number == len(network.layers)
@@ -253,7 +274,7 @@ def _attend(
     cores: int,
 ) -> Tensor:
     """Attention with its residual connection on all tokens (T, hidden), or only for those at `places`."""
-    *inputs, out = _load([*layer.inputs, layer.out], precision, cores)
+    *inputs, out = _load([*layer.inputs, layer.out], precision, len(x))
 
     def attend(chunk: tuple[int, int, int]) -> Tensor:
         first, last, start = chunk
@@ -272,8 +293,8 @@ def _attend(
         [update] = kernels.project(_cat(mixed), [out], precision)
         return update.add_(rows)
 
-    together = _together(len(x), (*inputs, out), cores)
-    x = _cat(_on_cores(attend, list(_chunks(lengths, together)), cores))
+    share = _share(len(x), (*inputs, out), cores)
+    x = _cat(_on_cores(attend, list(_chunks(lengths, share)), cores))
     return x if network.prenorm else layer.attention_norm(x)
 
 
@@ -292,33 +313,33 @@ def _mixed_in(precision: str) -> torch.dtype:
     """Of attention: bfloat16 where the maps around it are no more precise and the CPU has AMX. Without that, PyTorch's
     attention in bfloat16 takes 1.1 to 1.2 times as long as in float32 (128 tokens, an EPYC with AVX512-BF16)."""
     amx = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
-    return torch.bfloat16 if precision != FLOAT32 and amx and kernels.supported(BFLOAT16) else torch.float32
+    return torch.bfloat16 if precision in (INT8, BFLOAT16) and amx and kernels.supported(BFLOAT16) else torch.float32
 
 
 def _feed_forward(network: Network, layer: Layer, x: Tensor, precision: str, cores: int) -> Tensor:
     """The feed-forward network with its residual connection, on rows (R, hidden)."""
-    fc1, fc2 = _load([layer.fc1, layer.fc2], precision, cores)
+    fc1, fc2 = _load([layer.fc1, layer.fc2], precision, len(x))
 
     def feed(rows: Tensor) -> Tensor:
         [inner] = kernels.project(layer.ffn_norm(rows) if network.prenorm else rows, [fc1], precision)
         [update] = kernels.project(torch.ops.aten.gelu_(inner), [fc2], precision, lowest=_GELU_LOWEST)
         return update.add_(rows)
 
-    x = _cat(_on_cores(feed, list(x.split(_together(len(x), (fc1, fc2), cores))), cores))
+    x = _cat(_on_cores(feed, list(x.split(_share(len(x), (fc1, fc2), cores))), cores))
     return x if network.prenorm else layer.ffn_norm(x)
 
 
-def _load(maps: Sequence[Linear], precision: str, cores: int) -> list[kernels.Loaded]:
-    return [kernels.load(m, precision, many=cores > 1) for m in maps]
+def _load(maps: Sequence[Linear], precision: str, tokens: int) -> list[kernels.Loaded]:
+    return [kernels.load(m, precision, many=tokens > _FEWEST) for m in maps]
 
 
-def _together(tokens: int, maps: Sequence[kernels.Loaded], cores: int) -> int:
-    """How many of `tokens` to compute at once: all, where weights are made anew for each product; else a core's share,
-    or as many as are worth a product and keep their activations in the cache."""
-    if any(loaded.codes is None for loaded in maps):
+def _share(tokens: int, maps: Sequence[kernels.Loaded], cores: int) -> int:
+    """How many of `tokens` to compute at once: all, where weights are made anew for each product; else as many as keep
+    their activations in the cache, and the same for all cores."""
+    if cores == 1 or any(loaded.codes is None for loaded in maps):
         return tokens
-    share = -(-tokens // cores)
-    return min(max(share, _FEWEST), _MOST)
+    rounds = -(-tokens // (cores * _MOST))
+    return -(-tokens // (cores * rounds))
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:
@@ -345,11 +366,11 @@ def _one_thread_here() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _chunks(lengths: Sequence[int], together: int) -> Iterator[tuple[int, int, int]]:
-    """Runs of sentences of at most `together` tokens (or one sentence): from, to, and the first one's first token."""
+def _chunks(lengths: Sequence[int], share: int) -> Iterator[tuple[int, int, int]]:
+    """Runs of sentences of at most `share` tokens (or one sentence): from, to, and the first one's first token."""
     first = start = size = 0
     for i, length in enumerate(lengths):
-        if i > first and size + length > together:
+        if i > first and size + length > share:
             yield first, i, start
             first, start, size = i, start + size, 0
         size += length

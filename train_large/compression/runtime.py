@@ -1,16 +1,16 @@
 """Prediction with a packed model whose weights stay packed in memory.
 
-`activations` says in which numbers the linear maps are computed: int8, bfloat16 or float32; auto is the first of these
-that the CPU has quick instructions for. In float32 the logits are the unpacked model's. The other two are nearer to it
-than they have to be for most sentences, and where they are not, the model notices: a label whose lead over the next is
-less than `doubt` is decided again in float32.
+`activations` says in which numbers the linear maps are computed (`kernels.PRECISIONS`); auto is the first of these that
+the CPU has quick instructions for. In float32 the logits are the unpacked model's. The others are nearer to them than
+they have to be for most sentences, and where they are not, the model notices: a label whose lead over the next is less
+than one of its `doubts` is decided again in finer numbers.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from train_large.allocation import keep_freed_memory
 from train_large.compression import network, vocabulary
-from train_large.compression.kernels import FLOAT32, INT8, PRECISIONS, is_quick, supported
+from train_large.compression.kernels import FLOAT32, IN_CODES, PRECISIONS, finer, is_quick, supported
 from train_large.compression.network import Network, Stored
 from train_large.compression.packed import read_packed
 from train_large.compression.quantization import Quantized
@@ -44,7 +44,7 @@ _ESCAPED = {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}  # words that 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A label and its probability, best first. `again`: decided in float32 after a close call."""
+    """A label and its probability, best first. `again`: decided in finer numbers after a close call."""
 
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
@@ -55,8 +55,9 @@ class Prediction:
 class Model:
     """A packed classifier or masked language model, ready to predict.
 
-    precision: what linear maps are computed in. doubt: the lead of a label under which float32 decides. head: the name
-    of the classification head, None for a masked language model. task: the options of fairseq's task.
+    precision: what linear maps are computed in. doubts: of this and of the finer ones, in which they are computed after
+    a close call, the lead of a label under which the next decides; the last has none, and is not in here. head: the
+    name of the classification head, None for a masked language model. task: the options of fairseq's task.
     """
 
     network: Network
@@ -64,7 +65,7 @@ class Model:
     task: Mapping[str, Any]
     precision: str
     head: str | None
-    doubt: float
+    doubts: tuple[float, ...] = ()
 
     @classmethod
     def from_tensors(
@@ -86,11 +87,12 @@ class Model:
         precision = choose_precision(activations, built.tokens.shape[1])
         task = dict(cfg.get("task") or {})
         task["regression_target"] = bool({**(cfg.get("criterion") or {}), **task}.get("regression_target"))
-        model = cls(built, files, task, precision, _choose_head(built, head), 0.0)
-        if precision == INT8:
-            spare = _allowed_bytes(tensors) - _resident_bytes(built, {INT8, FLOAT32})
-            model = replace(model, network=network.keep_ready(built, spare))
-        return model if model.head is None or precision == FLOAT32 or model.regression else _with_doubt(model)
+        model = cls(built, files, task, precision, _choose_head(built, head))
+        again = () if model.head is None or model.regression else finer(precision)
+        if precision in IN_CODES:
+            ready = network.keep_ready(built, _allowed_bytes(tensors), {precision, *again})
+            model = replace(model, network=ready)
+        return replace(model, doubts=_doubts(model, again)) if again else model
 
     @property
     def classes(self) -> int:
@@ -104,7 +106,12 @@ class Model:
 
     def resident_bytes(self) -> int:
         """Bytes that the weights take in memory: codes, grids, masks, biases and norms, and what is unpacked."""
-        return _resident_bytes(self.network, {self.precision, FLOAT32} if self.doubt else {self.precision})
+        return self.network.nbytes + max(map(self.network.scratch_nbytes, self.deciding))
+
+    @property
+    def deciding(self) -> tuple[str, ...]:
+        """The precision, and those in which close calls are decided after it, in order."""
+        return (self.precision, *finer(self.precision)[: len(self.doubts)])
 
     @torch.inference_mode()
     def logits(self, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -114,14 +121,14 @@ class Model:
         """
         ids = [torch.tensor(sentence, dtype=torch.int64) for sentence in sentences]
         logits = self._logits(ids, self.precision)
-        if self.doubt == 0:
-            return logits, torch.zeros(len(ids), dtype=torch.bool)
-        best = logits.topk(2).values
-        close = best[:, 0] - best[:, 1] < self.doubt
-        again = close.nonzero().flatten().tolist()
-        if again:
-            logits[again] = self._logits([ids[i] for i in again], FLOAT32)
-        return logits, close
+        again, open_ones = torch.zeros(len(ids), dtype=torch.bool), torch.arange(len(ids))
+        for doubt, precision in zip(self.doubts, self.deciding[1:], strict=True):
+            best = logits[open_ones].topk(2).values
+            open_ones = open_ones[best[:, 0] - best[:, 1] < doubt]
+            if len(open_ones):
+                logits[open_ones] = self._logits([ids[i] for i in open_ones.tolist()], precision)
+                again[open_ones] = True
+        return logits, again
 
     def classify(self, lines: Sequence[str], top: int = 1) -> list[Prediction]:
         """The `top` labels of each line of text; of a pair of sentences the two parts have a tab between them.
@@ -284,10 +291,6 @@ def _allowed_bytes(tensors: Mapping[str, Stored]) -> int:
     return int(bits / 8 + _ALLOWED * 4 * weights)
 
 
-def _resident_bytes(built: Network, precisions: Collection[str]) -> int:
-    return built.nbytes + max(map(built.scratch_nbytes, precisions))
-
-
 def _choose_head(built: Network, head: str | None) -> str | None:
     if head is None and len(built.heads) > 1:
         raise UserError(f"the model has several heads ({', '.join(built.heads)}): name one by --head.")
@@ -297,16 +300,18 @@ def _choose_head(built: Network, head: str | None) -> str | None:
 
 
 @torch.inference_mode()
-def _with_doubt(model: Model) -> Model:
-    """`model` with `doubt`, from the error of the lead of any class over any other on the trial sentences."""
+def _doubts(model: Model, again: Sequence[str]) -> tuple[float, ...]:
+    """`Model.doubts`, where the precisions `again` decide after close calls, from the errors of the lead of any class
+    over any other on the trial sentences."""
     draw = torch.Generator().manual_seed(1)
     longest, words = min(_TRIAL_TOKENS, model.network.max_length), model.network.tokens.shape[0]
     lengths = torch.randint(1, longest + 1, (_TRIALS,), generator=draw).tolist()
     sentences = [torch.randint(words, (length,), generator=draw) for length in lengths]
     for sentence in sentences:
         sentence[-1], sentence[0] = EOS, BOS
-    errors = model._logits(sentences, model.precision) - model._logits(sentences, FLOAT32)
-    return replace(model, doubt=CAUTION * float((errors.amax(1) - errors.amin(1)).square().mean().sqrt()))
+    *rough, exact = (model._logits(sentences, precision) for precision in (model.precision, *again))
+    errors = [logits - exact for logits in rough]
+    return tuple(CAUTION * float((error.amax(1) - error.amin(1)).square().mean().sqrt()) for error in errors)
 
 
 @cache

@@ -2,15 +2,37 @@
 
 A comparison is reproduced if its mean lies in the first study's 95 % interval. Of three seeds each that is to be
 expected of nine in ten, if nothing but chance is between the two: the second mean is as uncertain as the first.
+
+`make study STUDY_FLAGS="--against RESULTS"` says it at its end. Of two folders of CSV files, such as those below
+docs/results, python agreement.py RESULTS AGAIN does.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import measurements
 from verdicts import LEAST_SEEDS, Comparison, judge
+
+from train_large.errors import UserError
+
+
+def main() -> int:
+    folders = list(map(Path, sys.argv[1:]))
+    try:
+        if len(folders) != 2:
+            raise UserError("give two folders of results: python agreement.py RESULTS AGAIN.")
+        for folder in folders:
+            if not measurements.experiments(folder):
+                raise UserError(f"{folder}: there are no measurements of a study there; run `make study` first.")
+        print(told(compare(*folders)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 @dataclass(frozen=True)
@@ -63,3 +85,7 @@ def told(repeated: Sequence[Repeated]) -> str:
         f"{same} of {len(whole)} verdicts are the same"
     )
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

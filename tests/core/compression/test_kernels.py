@@ -14,8 +14,12 @@ from train_large.compression.kernels import (
     BFLOAT16,
     FLOAT32,
     INT8,
+    INT16,
+    INT24,
+    PRECISIONS,
     WIDE,
     Linear,
+    finer,
     in_tiles,
     in_tiles_nbytes,
     is_quick,
@@ -110,7 +114,7 @@ def test_weights_of_8_bits_leave_fbgemm_7_for_the_activations(monkeypatch: pytes
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize(("granularity", "sparsity"), [("tensor", 0), ("row", 0), ("group:16", 0), ("tensor", 0.5)])
-@pytest.mark.parametrize("precision", [INT8, BFLOAT16, FLOAT32])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("lowest", [None, LOWEST])
 def test_products(
     bits: int, granularity: str, sparsity: float, precision: str, lowest: float | None, library: ModuleType
@@ -121,9 +125,31 @@ def test_products(
     x = rows(37, lowest)
     [y, again] = project(x.clone(), [load(one, precision)] * 2, precision, lowest)
     expected = F.linear(x, w, one.bias)
-    tolerance = {INT8: 0.02, BFLOAT16: 0.02, FLOAT32: 1e-6}[precision]
+    # Half a step of a 127th of the largest number, of a 254th of that, and so on; then of float32.
+    tolerance = {INT8: 0.02, INT16: 8e-5, INT24: 1e-6, BFLOAT16: 0.02, FLOAT32: 1e-6}[precision]
     assert (y - expected).norm() <= tolerance * expected.norm()
     assert torch.equal(y, again)
+
+
+@pytest.mark.parametrize("lowest", [None, LOWEST])
+def test_each_code_more_is_256_times_as_near(lowest: float | None) -> None:
+    if not supported(INT16):
+        pytest.skip("not on this CPU")
+    one, w = linear(6, "row")
+    x = rows(300, lowest)
+    exact = F.linear(x.double(), w.double(), one.bias.double())
+    errors = [
+        float((project(x.clone(), [load(one, precision)], precision, lowest)[0] - exact).norm() / exact.norm())
+        for precision in (INT8, INT16, INT24, FLOAT32)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(254 if lowest is None else 127, rel=0.2)  # int8 has an offset there
+    assert errors[2] < 1.5 * errors[3]
+
+
+def test_what_decides_close_calls(library: ModuleType) -> None:
+    assert finer(INT8) == ((INT16, INT24) if library is onednn else (FLOAT32,))
+    assert finer(BFLOAT16) == finer(INT16) == (FLOAT32,)
+    assert finer(FLOAT32) == ()
 
 
 def test_int8_rows_do_not_see_each_other(library: ModuleType) -> None:
@@ -154,6 +180,9 @@ def test_codes_in_tiles(bits: int, granularity: str, lowest: float | None, libra
     [y] = project(x.clone(), [load(tiled, INT8)], INT8, lowest)
     [expected] = project(x.clone(), [load(plain, INT8)], INT8, lowest)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=4e-5)  # sums of parts of some hundreds
+    for precision in filter(supported, (INT16, INT24)):
+        [y_finer], [expected] = (project(x.clone(), [load(m, precision)], precision, lowest) for m in (tiled, plain))
+        torch.testing.assert_close(y_finer, expected, rtol=1e-5, atol=4e-5)
     for part in (slice(0, 1), slice(3, 20)):
         assert torch.equal(project(x[part].clone(), [load(tiled, INT8)], INT8, lowest)[0], y[part])
     assert torch.equal(*(project(x, [load(one, FLOAT32)], FLOAT32)[0] for one in (plain, tiled)))
