@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ class Task:
         for i in range(entries - 5):
             self.source_dictionary.add_symbol(str(i))
         self.source_dictionary.add_symbol("<mask>")
+
+
+WIDE = {"encoder_embed_dim": 64}  # fills the tiles of a CPU's kernels
 
 
 def build(stock: bool = False, heads: Sequence[str] = ("head",), classes: int = 3, **args: Any) -> RobertaModel:
@@ -297,52 +301,136 @@ def test_attention_of_short_and_of_long_sentences(tokens: int) -> None:
     torch.testing.assert_close(network._mix(q, k, v, heads).double(), expected_RxAxD.flatten(1), rtol=0, atol=1e-6)
 
 
+def waiting(model: RobertaModel, tensors: dict[str, Quantized | Tensor], allowed: int = 0) -> network.Network:
+    return network.keep_ready(network.build(tensors, checkpoint(model)["cfg"]["model"]), allowed, {INT8})
+
+
+def used(found: network.Network) -> int:
+    return found.nbytes + found.scratch_nbytes(INT8)
+
+
+def is_ready(weight: Any) -> bool:
+    return weight.tiles is not None and not isinstance(weight.tiles, onednn.Folded)
+
+
 def test_weights_are_kept_ready_as_far_as_there_is_room() -> None:
-    built = network.build(pack(build(share_layers="attention"), 6), checkpoint(build())["cfg"]["model"])
-    before = built.nbytes + built.scratch_nbytes(INT8)
-
-    def ready(spare: int) -> tuple[network.Network, list[bool]]:
-        found = network.keep_ready(built, before + spare, {INT8})
-        return found, [m.weight.tiles is not None for layer in found.layers for m in layer.maps]
-
-    if not any(ready(10**9)[1]):
+    model = build(share_layers="attention", encoder_layers=9, **WIDE)
+    tensors = pack(model, 6)
+    least = used(waiting(model, tensors))
+    built = network.build(tensors, checkpoint(model)["cfg"]["model"])
+    if not any(is_ready(m.weight) for layer in waiting(model, tensors, 10**9).layers for m in layer.maps):
         pytest.skip("this torch cannot keep codes ready")
-    assert not any(ready(0)[1])
-    assert all(ready(10**9)[1])
-    assert ready(10**9)[0].scratch_nbytes(INT8) == 0
-    inputs, out, fc1, fc2 = (m.weight for m in built.layers[0].maps)
-    more = [kernels.in_tiles_nbytes(weight) - weight.codes_nbytes for weight in (inputs, out, fc1, fc2)]
-    # The longest rows come first.
-    assert ready(2 * more[3])[1] == [False, False, False, True] * 2 + [False] * 4
-    # Then what fc2 does not unpack any more is there for others; the shared attention counts once.
-    some, which = ready(3 * more[3])
-    assert which[3::4] == [True] * 3
-    assert any(which[i] for i in (0, 1, 2))
-    assert some.layers[0].out.weight is some.layers[2].out.weight
-    for spare in range(0, 3 * (more[2] + more[3]), more[1]):
-        found, _ = ready(spare)
-        free = before + spare - found.nbytes - found.scratch_nbytes(INT8)
-        assert free >= 0
-        waiting = [m.weight for layer in found.layers for m in layer.maps if m.weight.tiles is None]
-        assert all(kernels.in_tiles_nbytes(weight) - weight.codes_nbytes > free for weight in waiting)
-    eight = network.keep_ready(network.build(pack(build(), 8), checkpoint(build())["cfg"]["model"]), 0, {INT8})
-    # FBGEMM fills such narrow matrices up; oneDNN keeps those of 8 bits ready in any case.
-    assert all((m.weight.tiles is not None) == onednn.available() for layer in eight.layers for m in layer.maps)
+    order = [built.layers[0].fc2, built.layers[0].fc1, built.layers[0].inputs[0], built.layers[0].out]
+    more = [kernels.in_tiles_nbytes(m.weight) - m.weight.codes_nbytes for m in order]
+    counts = []
+    for allowed in range(least, least + 9 * sum(more), more[1]):
+        found = waiting(model, tensors, allowed)
+        assert used(found) <= allowed
+        layers = [[is_ready(m.weight) for m in (layer.fc2, layer.fc1, *layer.maps[:2])] for layer in found.layers]
+        # The longest rows come first, then the largest weights. The shared attention counts once.
+        fc2, fc1, inputs, out = map(sum, zip(*layers))
+        assert fc2 == 9 or not fc1
+        assert fc1 == 9 or not inputs
+        assert inputs == 9 or not out
+        assert inputs in (0, 9)
+        assert out in (0, 9)
+        counts.append(fc2 + fc1 + inputs // 9 + out // 9)
+    assert counts[0] == 0
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 8
+    assert max(counts) == 20
+    everything = waiting(model, tensors, least + 9 * sum(more))
+    assert everything.scratch_nbytes(INT8) == 0
+    assert everything.layers[0].out.weight is everything.layers[8].out.weight
+
+
+def test_those_of_8_bits_are_always_ready() -> None:
+    model = build(**WIDE)
+    for layer in waiting(model, pack(model, 8)).layers:
+        # FBGEMM fills such narrow matrices up.
+        assert all((m.weight.tiles is not None) == onednn.available() for m in layer.maps)
+
+
+@pytest.mark.parametrize("shared", ["none", "all"])
+def test_weights_that_wait_are_in_the_order_of_tiles(shared: str) -> None:
+    if not onednn.available():
+        pytest.skip("not on this CPU")
+    model = build(share_layers=shared, **WIDE)
+    tensors = pack(model, 4)
+    found, built = waiting(model, tensors), network.build(tensors, checkpoint(model)["cfg"]["model"])
+    weights = [m.weight for layer in found.layers for m in layer.maps]
+    assert all(isinstance(weight.tiles, onednn.Folded) for weight in weights)
+    assert found.nbytes == built.nbytes
+    assert len({id(weight) for weight in weights}) == (4 if shared == "all" else 12)
+    # A room for each shape, for all layers.
+    assert found.scratch_nbytes(INT8) == sum({w.shape: kernels.in_tiles_nbytes(w) for w in weights}.values())
+    for layer in found.layers:
+        for stage in layer.stages:
+            assert len({id(kernels.room(m.weight)) for m in stage}) == len(stage)
+    ids = [torch.tensor(one) for one in sentences(20)]
+    packed, ready = load(model, 4), waiting(model, tensors, 10**9)
+    for precision in PRECISIONS:
+        assert torch.equal(*(replace(packed, network=each)._logits(ids, precision) for each in (found, ready)))
+
+
+def test_projections_that_stay_apart_have_rooms_of_their_own() -> None:
+    """Queries, keys and values of different bits, which are not one matrix, are multiplied in turn."""
+    if not onednn.available():
+        pytest.skip("not on this CPU")
+    model = build(**WIDE)
+    tensors = pack(model, 4)
+    for name, tensor in tensors.items():
+        if "k_proj.weight" in name:
+            tensors[name] = quantize_tensor(dequantize(tensor), 5)
+    found, ready = (waiting(model, tensors, allowed) for allowed in (0, 10**9))
+    assert len(found.layers[0].inputs) == 3
+    assert len({id(kernels.room(m.weight)) for m in found.layers[0].stages[0]}) == 4
+    ids = [torch.tensor(one) for one in sentences(20)]
+    packed = load(model, 4)
+    assert torch.equal(*(replace(packed, network=each)._logits(ids, INT8) for each in (found, ready)))
+
+
+def test_a_weight_of_two_places_has_no_room() -> None:
+    """The values of one layer are the projection behind another's attention: they could be wanted at the same time."""
+    if not onednn.available():
+        pytest.skip("not on this CPU")
+    model = build(**WIDE)
+    tensors = pack(model, 4)
+    names = [f"encoder.sentence_encoder.layers.{i}.self_attn.{part}_proj.weight" for i, part in ((0, "v"), (1, "out"))]
+    tensors["encoder.sentence_encoder.layers.0.self_attn.k_proj.weight"] = quantize_tensor(torch.randn(64, 64), 5)
+    tensors[names[0]] = tensors[names[1]]
+    found = waiting(model, tensors)
+    twice = found.layers[0].inputs[2].weight
+    assert twice is found.layers[1].out.weight
+    assert kernels.room(twice) is None
+    assert kernels.room(found.layers[0].out.weight) is not None
+
+
+def test_two_threads_may_predict_with_one_model() -> None:
+    if not supported(INT8):
+        pytest.skip("not on this CPU")
+    model = build(max_positions=200, **WIDE)
+    packed = load(model, 5, INT8)
+    packed = replace(packed, network=waiting(model, pack(model, 5)))
+    work = [sentences(3, longest=60), sentences(5, longest=100)]
+    expected = [packed.logits(ids)[0] for ids in work]
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(20):
+            for found, one in zip(threads.map(lambda ids: packed.logits(ids)[0], work), expected):
+                torch.testing.assert_close(found, one, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8])
 def test_ready_weights_compute_the_same(bits: int) -> None:
     if not supported(INT8):
         pytest.skip("not on this CPU")
-    packed = load(build(), bits, INT8, "row")
-    ids = [torch.tensor(one) for one in sentences(20)]
-    for precision in filter(supported, (INT8, INT24, FLOAT32)):
-        few, many = (
-            replace(packed, network=network.keep_ready(network.build(pack(build(), bits, "row"), cfg), allowed, {INT8}))
-            for cfg in [checkpoint(build())["cfg"]["model"]]
-            for allowed in (0, 10**9)
-        )
-        torch.testing.assert_close(many._logits(ids, precision), few._logits(ids, precision), rtol=0, atol=2e-6)
+    for model in (build(), build(**WIDE)):
+        tensors = pack(model, bits, "row")
+        packed = load(model, bits, INT8, "row")
+        ids = [torch.tensor(one) for one in sentences(20)]
+        few, many = (replace(packed, network=waiting(model, tensors, allowed)) for allowed in (0, 10**9))
+        for precision in filter(supported, (INT8, INT24, FLOAT32)):
+            torch.testing.assert_close(many._logits(ids, precision), few._logits(ids, precision), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def in_tiles_nbytes(weight: Dense) -> int:
 
 def in_tiles(weight: Matrix) -> Matrix:
     """`weight` with codes of a byte each in the order in which this CPU multiplies them, if there is one, instead of
-    its planes, which are unpacked and put in order anew for every product."""
+    its planes, which are unpacked for every product."""
     if not isinstance(weight, Dense):
         return weight
     tiles: Tiles | None = None
@@ -97,14 +97,37 @@ def in_tiles(weight: Matrix) -> Matrix:
     return weight if tiles is None else weight.with_tiles(tiles, in_tiles_nbytes(weight))
 
 
+def folded(weight: Matrix, rooms: dict[tuple[int, ...], onednn.Room | None], number: int) -> Matrix:
+    """`weight` with its codes in the order of tiles at their bits, if this CPU multiplies in tiles and it has less than
+    8, to be unpacked into one of `rooms`, which is made if it is not there: the one of its shape for weights of a
+    `number`, since those that are multiplied in turn can be there at the same time."""
+    if not isinstance(weight, Dense) or weight.tiles is not None or weight.bits == 8:
+        return weight
+    if not (onednn.available() and onednn.has_tiles()):
+        return weight
+    key = (*weight.shape, number)
+    if key not in rooms:
+        rooms[key] = onednn.room(*weight.shape)
+    room = rooms[key]
+    if room is None:
+        return weight
+    return weight.with_tiles(onednn.fold(weight.codes(), weight.bits, weight.sums, room), weight.codes_nbytes)
+
+
+def room(weight: Matrix) -> onednn.Room | None:
+    """What `weight` is unpacked into, if it shares that with others."""
+    return weight.tiles.room if isinstance(weight, Dense) and isinstance(weight.tiles, onednn.Folded) else None
+
+
 def load(linear: Linear, precision: str, many: bool = True) -> Loaded:
-    """Make `linear` ready. For products of codes its own are unpacked, a byte each, until the result is forgotten; for
-    FBGEMM only if it is for `many` rows, since that takes longer than to multiply few ones by them in float32.
+    """Make `linear` ready. For products of codes its own are unpacked, a byte each, until the result is forgotten, or
+    the next weight is unpacked into the same room; for FBGEMM only if it is for `many` rows, since that takes longer
+    than to multiply few ones by them in float32.
     """
     weight, codes = linear.weight, None
     if precision in IN_CODES and isinstance(weight, Dense):
         if weight.tiles is not None:
-            codes = weight.tiles
+            codes = weight.tiles.unfold() if isinstance(weight.tiles, onednn.Folded) else weight.tiles
         elif onednn.available():
             codes = weight.codes()
         elif many:
@@ -113,7 +136,7 @@ def load(linear: Linear, precision: str, many: bool = True) -> Loaded:
 
 
 def scratch_nbytes(weights: Sequence[Matrix], precision: str) -> int:
-    """Bytes that `weights` take beside those they have, while they are loaded together and multiplied in turn."""
+    """Bytes that `weights` take beside those they have and their rooms, loaded together and multiplied in turn."""
     in_codes = precision in IN_CODES
     in_blocks = [w for w in weights if not in_codes or not isinstance(w, Dense)]
     waiting = [w for w in weights if in_codes and isinstance(w, Dense) and w.tiles is None]
@@ -270,7 +293,7 @@ def _by_codes(x: _Rounded, sums: Tensor, loaded: Loaded) -> Tensor:
     # Bias and scale in one pass, and in place: for one sentence these take as long as a tenth of the product.
     y = torch.addcmul(loaded.linear.bias, products, scale, out=products)
     _add_outer(y, sums, weight.centre)
-    return y if x.offset is None else y.addcmul_(x.offset, weight.sums)
+    return y if x.offset is None else y.addcmul_(x.offset, weight.sums * weight.code_step)
 
 
 def _added(products: Tensor, parts: int) -> Tensor:

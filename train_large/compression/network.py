@@ -8,6 +8,7 @@ reads the first token of each sentence alone), of which attention to all tokens 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, Union
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from train_large.compression import kernels
+from train_large.compression import kernels, onednn
 from train_large.compression.kernels import BFLOAT16, FLOAT32, INT8, Linear
 from train_large.compression.parallel import on_all_cores
 from train_large.compression.quantization import Quantized, dequantize
@@ -57,6 +58,16 @@ _SHORT = 128  # tokens up to which two cores are quicker at attention in two pro
 _GELU_LOWEST = -0.17  # no value of gelu lies below
 
 
+class _Reserved:
+    """Tiles that are not there yet."""
+
+    def to_dense(self) -> Tensor:
+        raise NotImplementedError
+
+
+_RESERVED = _Reserved()
+
+
 @dataclass(frozen=True)
 class Norm:
     weight: Tensor
@@ -82,8 +93,13 @@ class Layer:
     ffn_norm: Norm
 
     @property
+    def stages(self) -> tuple[tuple[Linear, ...], ...]:
+        """The maps that are loaded together."""
+        return (*self.inputs, self.out), (self.fc1, self.fc2)
+
+    @property
     def maps(self) -> tuple[Linear, ...]:
-        return (*self.inputs, self.out, self.fc1, self.fc2)
+        return tuple(m for stage in self.stages for m in stage)
 
 
 @dataclass(frozen=True)
@@ -106,7 +122,10 @@ class WordHead:
 
 @dataclass(frozen=True)
 class Network:
-    """All weights of a model. `max_length`: tokens of the longest sentence."""
+    """All weights of a model.
+
+    max_length: tokens of the longest sentence. computing: held while weights are unpacked into rooms that they share.
+    """
 
     tokens: Table | Plain
     positions: Table | Plain
@@ -118,6 +137,7 @@ class Network:
     word_head: WordHead | None
     max_length: int
     resident: tuple[Matrix | Tensor, ...] = field(repr=False)
+    computing: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:
@@ -131,9 +151,9 @@ class Network:
 
     def scratch_nbytes(self, precision: str) -> int:
         """Bytes of weights that are unpacked at the same time while the model computes, at most."""
-        linears = [[*layer.inputs, layer.out] for layer in self.layers]
-        linears += [[layer.fc1, layer.fc2] for layer in self.layers]
-        return max(kernels.scratch_nbytes([m.weight for m in stage], precision) for stage in linears)
+        stages = [[m.weight for m in stage] for layer in self.layers for stage in layer.stages]
+        rooms = {id(room): room.nbytes for stage in stages for room in map(kernels.room, stage) if room is not None}
+        return sum(rooms.values()) + max(kernels.scratch_nbytes(stage, precision) for stage in stages)
 
 
 def build(tensors: Mapping[str, Stored], model: Mapping[str, Any]) -> Network:
@@ -180,32 +200,33 @@ def build(tensors: Mapping[str, Stored], model: Mapping[str, Any]) -> Network:
 
 
 def keep_ready(network: Network, allowed: int, precisions: Collection[str]) -> Network:
-    """The network with weights in tiles (`kernels.in_tiles`), which need not be unpacked and put in order for every
-    product: those of 8 bits, which take no more room so but for sums of their rows, and of the others as many as leave
-    it within `allowed` bytes with what is unpacked at a time in any of `precisions`: those with the longest rows first,
-    since their products gain most, and the first layers' first."""
-    while True:  # the more are ready, the less is unpacked, which leaves room for more
-        ready = _more_ready(network, allowed - network.nbytes - max(map(network.scratch_nbytes, precisions)))
-        if not ready:
-            return network
-        network = _exchanged(network, ready)
-
-
-def _more_ready(network: Network, spare: int) -> dict[int, Matrix]:
-    """By their ids weights that are not in tiles yet, in tiles that take `spare` bytes more at most."""
-    ready: dict[int, Matrix] = {}
-    weights = [m.weight for layer in network.layers for m in layer.maps]
-    for weight in sorted(weights, key=lambda weight: -weight.shape[1]):
-        if id(weight) in ready or not isinstance(weight, Dense) or weight.tiles is not None:
-            continue
-        more = kernels.in_tiles_nbytes(weight) - weight.codes_nbytes
-        only_sums = more <= 6 * weight.shape[0]
-        if only_sums or more <= spare:
-            in_tiles = kernels.in_tiles(weight)
-            if in_tiles is not weight:
-                ready[id(weight)] = in_tiles
-                spare -= 0 if only_sums else more
-    return ready
+    """The network with weights in tiles (`kernels.in_tiles`), which need not be unpacked for every product: those of 8
+    bits, which take no more room so but for sums of their rows, and of the others as many as leave it within `allowed`
+    bytes with what is unpacked at a time in any of `precisions`: those with the longest rows first, since their
+    products gain most, and of these the largest. The rest is unpacked into the order of tiles, where there is one."""
+    rooms: dict[tuple[int, ...], onednn.Room | None] = {}
+    places = [
+        (number, m.weight) for layer in network.layers for stage in layer.stages for number, m in enumerate(stage)
+    ]
+    numbers: dict[int, set[int]] = {}
+    for number, weight in places:
+        numbers.setdefault(id(weight), set()).add(number)
+    # Weights of one stage have different numbers, and so different rooms, if each has the same wherever it is.
+    network = _exchanged(
+        network, {id(w): kernels.folded(w, rooms, number) for number, w in places if len(numbers[id(w)]) == 1}
+    )
+    dense = {id(m.weight): m.weight for layer in network.layers for m in layer.maps if isinstance(m.weight, Dense)}
+    only_sums = {i: kernels.in_tiles_nbytes(w) - w.codes_nbytes <= 6 * w.shape[0] for i, w in dense.items()}
+    in_order = sorted(dense.values(), key=lambda w: (not only_sums[id(w)], -w.shape[1], -w.shape[0]))
+    for count in range(len(in_order), sum(only_sums.values()) - 1, -1):
+        # As it would be: what is ready takes room, but the more is, the less has to be unpacked.
+        ready: dict[int, Matrix] = {
+            id(w): w.with_tiles(_RESERVED, kernels.in_tiles_nbytes(w)) for w in in_order[:count]
+        }
+        found = _exchanged(network, ready)
+        if found.nbytes + max(map(found.scratch_nbytes, precisions)) <= allowed:
+            break
+    return _exchanged(network, {id(w): kernels.in_tiles(w) for w in in_order[:count]})
 
 
 def _exchanged(network: Network, ready: Mapping[int, Matrix]) -> Network:
@@ -240,7 +261,7 @@ def features(network: Network, sentences: Sequence[Tensor], places: Sequence[Ten
     if network.embedding_norm is not None:
         x = network.embedding_norm(x)
     cores = torch.get_num_threads() if sum(lengths) > _TOGETHER and network.in_codes(precision) else 1
-    with _one_thread_here() if cores > 1 else contextlib.nullcontext():
+    with network.computing, _one_thread_here() if cores > 1 else contextlib.nullcontext():
         for number, layer in enumerate(network.layers, start=1):
             last = number == len(network.layers)
             x = _attend(network, layer, x, lengths, places if last else None, precision, cores)

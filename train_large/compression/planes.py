@@ -1,8 +1,16 @@
 """Codes of 1 to 8 bits in bytes that are full, laid out so that whole arrays unpack in a few vector instructions.
 
-A code is cut into fields of 8, 4, 2 and 1 bits, the widest from its top: 7 bits are 4 + 2 + 1, 5 bits 4 + 1. A plane
-holds the fields of one width of N codes. Its byte j has the fields of the codes j, j + N/P, j + 2N/P, ... for P fields
-a byte, the first in the highest bits, so one shift and one mask unpack N/P codes that lie side by side:
+Codes of 4, 6 and 7 bits stand one in a byte at its top. What is free below, 4, 2 or 1 bits of 1, 3 or 7 bytes, has one
+code more, its highest bits first. So N codes of 6 bits are four quarters, of which three are bytes, byte j with code j
+of its quarter:
+
+    4 codes of 6 bits       110001 001110 111000 011011
+
+    one plane of 3 bytes    110001 01   001110 10   111000 11      the fourth code is 01 10 11
+
+Of 1 or 2 bits a byte has 8 or 4 codes, byte j of P codes a byte the codes j, j + N/P, j + 2N/P, ..., the first in the
+highest bits, so one shift and one mask unpack N/P codes that lie side by side. 3 bits are 2 + 1, 5 bits 4 + 1, a plane
+for each:
 
     8 codes of 3 bits       110 001 111 000 010 101 011 100
 
@@ -19,10 +27,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-WIDTHS = (8, 4, 2, 1)
-MULTIPLE = 8  # codes of a row fill up to this many, so that fields of one bit fill their bytes
+MULTIPLE = 8  # codes of a row fill up to this many, so that the bytes of a plane are full
 
-_WORD = 8  # bytes in the words that are shifted at once
+_FIELDS = {8: (8,), 7: (7,), 6: (6,), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,), 1: (1,)}
+_BYTES = {4: 1, 6: 3, 7: 7}  # whose free bits have one code more
 
 
 def pack(codes: Tensor, bits: int) -> tuple[Tensor, ...]:
@@ -31,43 +39,26 @@ def pack(codes: Tensor, bits: int) -> tuple[Tensor, ...]:
     N is a multiple of 8. Rows are packed by themselves.
     """
     planes, above = [], 0
-    for width in fields(bits):
+    for width in _FIELDS[bits]:
         field = (codes >> (bits - above - width)) & (2**width - 1)
-        parts = field.unflatten(-1, (8 // width, -1))
-        plane = torch.zeros_like(parts[..., 0, :])
-        for i in range(8 // width):
-            plane |= parts[..., i, :] << (8 - width * (i + 1))
-        planes.append(plane)
+        planes.append(_with_one_more(field, width) if width in _BYTES else _side_by_side(field, width))
         above += width
     return tuple(planes)
 
 
-def unpack(planes: Sequence[Tensor], bits: int) -> Tensor:
-    """The inverse of `pack`: uint8 (..., N), with each code at the top of its byte."""
-    widths = fields(bits)
-    if widths == (8,):
-        return planes[0]
+def unpack(planes: Sequence[Tensor], bits: int, out: Tensor | None = None) -> Tensor:
+    """The inverse of `pack`: uint8 (..., N), with each code at the top of its byte. Of 8 bits not a copy without `out`.
+
+    ATen divides large tensors among the cores in the order of memory, so that each has the same rows in all operations
+    here. What another core has just written takes several times as long to read: so there should be some rows.
+    """
+    if bits == 8:
+        return planes[0] if out is None else out.copy_(planes[0])
     *rows, size = planes[0].shape
-    codes = torch.empty(*rows, size * 8 // widths[0], dtype=torch.uint8)
+    codes = torch.empty(*rows, size * 8 // _FIELDS[bits][0], dtype=torch.uint8) if out is None else out
     above = 0
-    for width, plane in zip(widths, planes, strict=True):
-        mask = (2**width - 1) << (8 - above - width)
-        if plane.shape[-1] % _WORD == 0:  # whole words: what a shift carries from byte to byte, the mask takes away
-            plane, whole = plane.view(torch.int64), codes.view(torch.int64)
-            mask = int.from_bytes(bytes([mask]) * _WORD, "little", signed=True)
-        else:
-            whole = codes
-        parts = whole.unflatten(-1, (8 // width, -1))
-        spare = torch.empty_like(plane) if above else None
-        for i in range(8 // width):
-            part = parts[..., i, :]
-            out = part if spare is None else spare
-            if width * i == above:  # in its place already
-                torch.bitwise_and(plane, mask, out=out)
-            else:
-                _shift(plane, width * i - above, out).bitwise_and_(mask)
-            if spare is not None:
-                part.bitwise_or_(spare)
+    for width, plane in zip(_FIELDS[bits], planes, strict=True):
+        (_unpack_with_one_more if width in _BYTES else _unpack_side_by_side)(plane, width, above, codes)
         above += width
     return codes
 
@@ -76,16 +67,10 @@ def take(planes: Sequence[Tensor], bits: int, places: Tensor) -> Tensor:
     """`unpack(planes, bits)[places]` of one row of codes, without unpacking the others. places: int64."""
     codes = torch.zeros(places.shape, dtype=torch.uint8)
     above = 0
-    for width, plane in zip(fields(bits), planes, strict=True):
-        field = plane[places % len(plane)] << (width * (places // len(plane))).to(torch.uint8)
-        codes |= (field & (0xFF << (8 - width) & 0xFF)) >> above
+    for width, plane in zip(_FIELDS[bits], planes, strict=True):
+        codes |= (_take_with_one_more if width in _BYTES else _take_side_by_side)(plane, width, places) >> above
         above += width
     return codes
-
-
-def fields(bits: int) -> tuple[int, ...]:
-    """The widths that `bits` is the sum of."""
-    return tuple(width for width in WIDTHS if bits & width)
 
 
 def fill_up(codes: Tensor, multiple: int) -> Tensor:
@@ -93,7 +78,70 @@ def fill_up(codes: Tensor, multiple: int) -> Tensor:
     return torch.nn.functional.pad(codes, (0, -codes.shape[-1] % multiple))
 
 
+def _side_by_side(field: Tensor, width: int) -> Tensor:
+    parts = field.unflatten(-1, (8 // width, -1))
+    plane = torch.zeros_like(parts[..., 0, :])
+    for i in range(8 // width):
+        plane |= parts[..., i, :] << (8 - width * (i + 1))
+    return plane
+
+
+def _unpack_side_by_side(plane: Tensor, width: int, above: int, codes: Tensor) -> None:
+    """Put the fields into `codes`, below the `above` bits that are there."""
+    mask = (2**width - 1) << (8 - above - width)
+    parts = codes.unflatten(-1, (8 // width, -1))
+    spare = torch.empty_like(plane) if above else None
+    for i in range(8 // width):
+        part = parts[..., i, :]
+        out = part if spare is None else spare
+        if width * i == above:  # in its place already
+            torch.bitwise_and(plane, mask, out=out)
+        else:
+            _shift(plane, width * i - above, out).bitwise_and_(mask)
+        if spare is not None:
+            part.bitwise_or_(spare)
+
+
+def _take_side_by_side(plane: Tensor, width: int, places: Tensor) -> Tensor:
+    size = plane.shape[-1]
+    field = plane[places % size] << (width * (places // size)).to(torch.uint8)
+    return field & (0xFF << (8 - width) & 0xFF)
+
+
+def _with_one_more(field: Tensor, width: int) -> Tensor:
+    count, free = _BYTES[width], 8 - width
+    *tops, more = field.unflatten(-1, (count + 1, -1)).unbind(-2)
+    digits = (more >> (free * (count - 1 - i)) & (2**free - 1) for i in range(count))
+    return torch.cat([top << free | digit for top, digit in zip(tops, digits)], -1)
+
+
+def _unpack_with_one_more(plane: Tensor, width: int, above: int, codes: Tensor) -> None:
+    """Put the fields, at the top of their bytes, into `codes`, where nothing is."""
+    assert above == 0
+    count, free = _BYTES[width], 8 - width
+    tops, parts = plane.unflatten(-1, (count, -1)), codes.unflatten(-1, (count + 1, -1))
+    torch.bitwise_and(tops, 0xFF << free & 0xFF, out=parts[..., :-1, :])
+    more = parts[..., -1, :]
+    if count == 1:
+        torch.mul(tops[..., 0, :], 2**free, out=more)
+        return
+    first, *digits = torch.bitwise_and(tops, 2**free - 1).unbind(-2)
+    for digit in digits:
+        first = torch.add(digit, first, alpha=2**free, out=more)
+    more.mul_(2**free)
+
+
+def _take_with_one_more(plane: Tensor, width: int, places: Tensor) -> Tensor:
+    count, free = _BYTES[width], 8 - width
+    size = plane.shape[-1] // count
+    place, byte = places // size, places % size
+    more = torch.zeros(places.shape, dtype=torch.uint8)
+    for i in range(count):
+        more = (more | plane[i * size + byte] & (2**free - 1)) << free
+    return torch.where(place == count, more, plane[places.clamp(max=count * size - 1)] & (0xFF << free & 0xFF))
+
+
 def _shift(plane: Tensor, left: int, out: Tensor) -> Tensor:
     if left < 0:
         return torch.bitwise_right_shift(plane, -left, out=out)
-    return torch.bitwise_left_shift(plane, left, out=out)
+    return torch.mul(plane, 2**left, out=out)  # twice as quick as a shift, of bytes

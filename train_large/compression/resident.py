@@ -49,11 +49,11 @@ class Dense:
 
     minimum, step: float32 (1, 1) or (N, 1). zeros: int32, places in the order of rows; their codes are the nearest to
     zero that there are. In int8, weight[n, k] is centre[n] + code_step[n] * codes()[k, n], both float32 (1,) or (N,),
-    and sums, float32 (N,), are code_step times the sum of each row's codes.
+    and sums, int32 (N,), are those of each row's codes.
 
     Codes are kept row after row, or for oneDNN `by_columns`: its products with rows of 2,048 codes, one below the other
-    in memory, are up to a fifth slower. They can be in `tiles` instead of planes (`kernels.in_tiles`): a byte each,
-    whatever their bits.
+    in memory, are up to a fifth slower. They can be in `tiles` instead of planes: a byte each, whatever their bits
+    (`kernels.in_tiles`), or in that order at their bits (`kernels.folded`).
     """
 
     shape: tuple[int, int]
@@ -263,7 +263,7 @@ def linear_weight(q: Quantized | Tensor) -> Matrix:
     centre = (step.double() * 2 ** (q.bits - 1) + minimum).float().flatten()
     code_step = step.flatten() * 2.0 ** (q.bits - 8)
     dense = Dense((rows, columns), q.bits, packed, by_columns, minimum, step, zeros, centre, code_step, torch.empty(0))
-    return replace(dense, codes_nbytes=_bytes(*packed), sums=dense.codes().sum(0, dtype=torch.int32) * code_step)
+    return replace(dense, codes_nbytes=_bytes(*packed), sums=dense.codes().sum(0, dtype=torch.int32))
 
 
 def below_each_other(parts: Sequence[Quantized | Tensor]) -> Quantized | None:

@@ -10,22 +10,27 @@ from train_large.compression import planes
 
 
 def by_hand(codes: list[int], bits: int) -> list[bytes]:
-    """The planes of one row, field by field, as the module's picture has them."""
-    result, above = [], 0
-    for width in (w for w in (8, 4, 2, 1) if bits & w):
-        per_byte = 8 // width
-        apart = len(codes) // per_byte
-        plane = bytearray(apart)
-        for i, code in enumerate(codes):
-            field = f"{code:0{bits}b}"[above : above + width]
-            place, byte = divmod(i, apart)
-            plane[byte] |= int(field, 2) << (8 - width * (place + 1))
-        result.append(bytes(plane))
-        above += width
+    """The planes of one row, bit by bit, as the module's pictures have them."""
+    result, texts = [], [f"{code:0{bits}b}" for code in codes]
+    for width in {3: (2, 1), 5: (4, 1)}.get(bits, (bits,)):
+        fields, texts = [text[:width] for text in texts], [text[width:] for text in texts]
+        if width in (4, 6, 7):
+            free = 8 - width
+            apart = len(codes) // (width // free + 1)
+            last = fields[-apart:]
+            bits_of_bytes = [
+                field + last[i % apart][free * (i // apart) :][:free] for i, field in enumerate(fields[:-apart])
+            ]
+        else:
+            apart = len(codes) * width // 8
+            bits_of_bytes = ["".join(fields[byte::apart]) for byte in range(apart)]
+        result.append(bytes(int(text, 2) for text in bits_of_bytes))
     return result
 
 
-def test_the_picture_in_the_docstring() -> None:
+def test_the_pictures_in_the_docstring() -> None:
+    codes = torch.tensor([0b110001, 0b001110, 0b111000, 0b011011], dtype=torch.uint8)
+    assert [f"{byte:08b}" for byte in planes.pack(codes, 6)[0].tolist()] == ["11000101", "00111010", "11100011"]
     codes = torch.tensor([0b110, 0b001, 0b111, 0b000, 0b010, 0b101, 0b011, 0b100], dtype=torch.uint8)
     two, one = planes.pack(codes, 3)
     assert [f"{byte:08b}" for byte in two.tolist()] == ["11110101", "00001010"]
