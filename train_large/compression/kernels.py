@@ -68,9 +68,9 @@ def supported(precision: str) -> bool:
 
 def finer(precision: str) -> tuple[str, ...]:
     """In what to decide again what is too close in `precision`, one after another: the last is as good as float32."""
-    if precision == FLOAT32:
-        return ()
-    return (INT16, INT24) if precision == INT8 and supported(INT16) else (FLOAT32,)
+    if precision in IN_CODES and supported(INT24):
+        return tuple(finer for finer, parts in IN_CODES.items() if parts > IN_CODES[precision])
+    return () if precision == FLOAT32 else (FLOAT32,)
 
 
 def is_quick(precision: str, width: int) -> bool:
