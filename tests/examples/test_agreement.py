@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import agreement
 import measurements
@@ -82,3 +83,10 @@ def test_of_two_folders_by_a_command(results, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["agreement.py", *map(str, folders)])
         assert agreement.main() == 2
         assert named in capsys.readouterr().err
+
+
+def test_what_is_said_of_the_committed_studies():
+    root = Path(__file__).parents[2]
+    committed = [root / "docs/results" / name for name in ("pocket", "again")]
+    last = agreement.told(agreement.compare(*committed)).splitlines()[-1]
+    assert f"> {last}\n" in (root / "user_dir_examples/study/README.md").read_text()
