@@ -58,16 +58,6 @@ _SHORT = 128  # tokens up to which two cores are quicker at attention in two pro
 _GELU_LOWEST = -0.17  # no value of gelu lies below
 
 
-class _Reserved:
-    """Tiles that are not there yet."""
-
-    def to_dense(self) -> Tensor:
-        raise NotImplementedError
-
-
-_RESERVED = _Reserved()
-
-
 @dataclass(frozen=True)
 class Norm:
     weight: Tensor
@@ -204,36 +194,47 @@ def keep_ready(network: Network, allowed: int, precisions: Collection[str]) -> N
     bits, which take no more room so but for sums of their rows, and of the others as many as leave it within `allowed`
     bytes with what is unpacked at a time in any of `precisions`: those with the longest rows first, since their
     products gain most, and of these the largest. The rest is unpacked into the order of tiles, where there is one."""
-    rooms: dict[tuple[int, ...], onednn.Room | None] = {}
-    places = [
-        (number, m.weight) for layer in network.layers for stage in layer.stages for number, m in enumerate(stage)
-    ]
-    numbers: dict[int, set[int]] = {}
-    for number, weight in places:
-        numbers.setdefault(id(weight), set()).add(number)
-    # Weights of one stage have different numbers, and so different rooms, if each has the same wherever it is.
-    network = _exchanged(
-        network, {id(w): kernels.folded(w, rooms, number) for number, w in places if len(numbers[id(w)]) == 1}
-    )
+    network = _folded(network)
     dense = {id(m.weight): m.weight for layer in network.layers for m in layer.maps if isinstance(m.weight, Dense)}
     only_sums = {i: kernels.in_tiles_nbytes(w) - w.codes_nbytes <= 6 * w.shape[0] for i, w in dense.items()}
     in_order = sorted(dense.values(), key=lambda w: (not only_sums[id(w)], -w.shape[1], -w.shape[0]))
     for count in range(len(in_order), sum(only_sums.values()) - 1, -1):
         # As it would be: what is ready takes room, but the more is, the less has to be unpacked.
-        ready: dict[int, Matrix] = {
-            id(w): w.with_tiles(_RESERVED, kernels.in_tiles_nbytes(w)) for w in in_order[:count]
-        }
-        found = _exchanged(network, ready)
+        found = _exchanged(
+            network, {id(w): w.with_tiles(_Reserved(), kernels.in_tiles_nbytes(w)) for w in in_order[:count]}
+        )
         if found.nbytes + max(map(found.scratch_nbytes, precisions)) <= allowed:
             break
     return _exchanged(network, {id(w): kernels.in_tiles(w) for w in in_order[:count]})
 
 
-def _exchanged(network: Network, ready: Mapping[int, Matrix]) -> Network:
-    """The network with others in place of the weights of these ids."""
+class _Reserved:
+    """Tiles that are not there yet."""
+
+    def to_dense(self) -> Tensor:
+        raise NotImplementedError
+
+
+def _folded(network: Network) -> Network:
+    """The network with all weights in the order of tiles at their bits (`kernels.folded`), where there is one."""
+    numbers: dict[int, set[int]] = {}
+    weights: dict[int, Matrix] = {}
+    for stage in (stage for layer in network.layers for stage in layer.stages):
+        for number, m in enumerate(stage):
+            numbers.setdefault(id(m.weight), set()).add(number)
+            weights[id(m.weight)] = m.weight
+    # Weights of one stage have different numbers, and so different rooms, if each has the same wherever it is.
+    rooms: dict[tuple[int, ...], onednn.Room | None] = {}
+    return _exchanged(
+        network, {i: kernels.folded(weights[i], rooms, *of_it) for i, of_it in numbers.items() if len(of_it) == 1}
+    )
+
+
+def _exchanged(network: Network, others: Mapping[int, Matrix]) -> Network:
+    """The network with `others` in place of the weights of these ids."""
 
     def exchanged(m: Linear) -> Linear:
-        return Linear(ready.get(id(m.weight), m.weight), m.bias)
+        return Linear(others.get(id(m.weight), m.weight), m.bias)
 
     layers = tuple(
         replace(
@@ -245,7 +246,7 @@ def _exchanged(network: Network, ready: Mapping[int, Matrix]) -> Network:
         )
         for layer in network.layers
     )
-    return replace(network, layers=layers, resident=tuple(ready.get(id(w), w) for w in network.resident))
+    return replace(network, layers=layers, resident=tuple(others.get(id(w), w) for w in network.resident))
 
 
 def features(network: Network, sentences: Sequence[Tensor], places: Sequence[Tensor], precision: str) -> Tensor:
