@@ -47,14 +47,15 @@ def export_onnx(folder: Path) -> Path:
         need(package)
     runtime, transformers = need("onnxruntime"), need("transformers")
     config = _config(folder)
-    model = getattr(transformers, config["architectures"][0]).from_pretrained(folder, attn_implementation="eager")
+    with _quiet(transformers):
+        model = getattr(transformers, config["architectures"][0]).from_pretrained(folder, attn_implementation="eager")
     module = _Logits(model).eval()
     longest = config["max_position_embeddings"] - RESERVED_POSITIONS
     weights = sum(weight.numel() * weight.element_size() for weight in module.parameters())
     with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx.") as aside:
         draft = Path(aside) / FILE
         sizes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=1, max=longest)}
-        with _quiet():
+        with _quiet(transformers):
             torch.onnx.export(
                 module,
                 _batch(config, 2, min(7, longest)),
@@ -103,13 +104,17 @@ def _batch(config: dict[str, Any], rows: int, length: int) -> tuple[torch.Tensor
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's log of its steps."""
-    before = logging.root.manager.disable
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without the exporter's log of its steps, and transformers' bar for the loading of weights."""
+    before, bars = logging.root.manager.disable, transformers.utils.logging
+    with_bars = bars.is_progress_bar_enabled()
     logging.disable(logging.WARNING)
+    bars.disable_progress_bar()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
+        if with_bars:
+            bars.enable_progress_bar()

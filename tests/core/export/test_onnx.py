@@ -17,10 +17,14 @@ HEADS = {"sentence_classification_head": 3}
 @pytest.mark.parametrize(
     ("arch", "heads"), [("prenorm_roberta", HEADS), ("prenorm_roberta", None), ("roberta_prenorm", HEADS)]
 )
-def test_onnxruntime_computes_fairseqs_logits(build, save, prepared, tmp_path, arch, heads):
+def test_onnxruntime_computes_fairseqs_logits(build, save, prepared, tmp_path, arch, heads, capfd):
     model, checkpoint = build(arch, heads=heads)
     out = tmp_path / "out"
-    assert "model.onnx" in export_hf(save(checkpoint), out, dictionary=prepared.dictionary, onnx=True).files
+    path = save(checkpoint)
+    capfd.readouterr()
+    assert "model.onnx" in export_hf(path, out, dictionary=prepared.dictionary, onnx=True).files
+    assert capfd.readouterr() == ("", "")  # the command says what it wrote, and libraries nothing
+    assert transformers.utils.logging.is_progress_bar_enabled()
 
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     for rows, length in ((1, 1), (1, 20), (7, 11)):
