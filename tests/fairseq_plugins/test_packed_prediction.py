@@ -520,6 +520,18 @@ def test_lines_of_text(texts: dict[str, str], tmp_path: Path, capsys: pytest.Cap
     names = ["bad", "middling", "good"]
     printed = list(predict_lines(path, (line + "\n" for line in LINES), FLOAT32, batch=4, top=3))
     assert "cut after 24 tokens" in capsys.readouterr().err
+
+
+def test_a_label_behind_a_sentence_is_noticed(
+    texts: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(text_model(texts, ["head"]), texts, tmp_path / "model.packed")
+    runtime._tell_of_labels.cache_clear()
+    pairs = list(predict_lines(path, ["the cat\tgood", "so bad\tnot very good"], batch=1))
+    assert capsys.readouterr().err.count("cut -f 1") == 1
+    runtime._tell_of_labels.cache_clear()
+    assert pairs[1:] == list(predict_lines(path, ["so bad\tnot very good"]))
+    assert not capsys.readouterr().err
     for line, probabilities in zip(printed, expected, strict=True):
         best = probabilities.argsort(descending=True).tolist()
         words = line.split("\t")

@@ -137,6 +137,8 @@ class Model:
         """
         texts, labels = self._vocabulary, () if self.regression else self._labels
         parts = [[part.strip() for part in line.split("\t", 1)] for line in lines]
+        if any(pair[1:] and pair[1] in labels for pair in parts):
+            _tell_of_labels()
         ids = iter(texts.encode([part for pair in parts for part in pair]))
         sentences = [vocabulary.sentence([next(ids) for _ in pair], self.task) for pair in parts]
         logits, again = self.logits([self._shorten(sentence) for sentence in sentences])
@@ -312,6 +314,14 @@ def _doubts(model: Model, again: Sequence[str]) -> tuple[float, ...]:
     *rough, exact = (model._logits(sentences, precision) for precision in (model.precision, *again))
     errors = [logits - exact for logits in rough]
     return tuple(CAUTION * float((error.amax(1) - error.amin(1)).square().mean().sqrt()) for error in errors)
+
+
+@cache
+def _tell_of_labels() -> None:
+    print(
+        "note: there are lines with a label behind a tab, which is read as a second sentence; `cut -f 1` takes it away",
+        file=sys.stderr,
+    )
 
 
 @cache
