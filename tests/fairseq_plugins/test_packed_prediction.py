@@ -511,17 +511,6 @@ def text_model(texts: dict[str, str], heads: Sequence[str]) -> RobertaModel:
 LINES = ["the cat sat on a mat", "  it was good  ", "", "so bad\tnot very good", "x(>y", " ".join(WORDS * 2)]
 
 
-def test_lines_of_text(texts: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = text_model(texts, ["head"])
-    path = write(model, texts, tmp_path / "model.packed")
-    ids = [encoded(texts, tmp_path, *(part.strip() for part in line.split("\t"))) for line in LINES]
-    assert len(ids[-1]) > 24
-    expected = by_fairseq(model, [one[:24] for one in ids]).softmax(1)
-    names = ["bad", "middling", "good"]
-    printed = list(predict_lines(path, (line + "\n" for line in LINES), FLOAT32, batch=4, top=3))
-    assert "cut after 24 tokens" in capsys.readouterr().err
-
-
 def test_a_label_behind_a_sentence_is_noticed(
     texts: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -532,6 +521,17 @@ def test_a_label_behind_a_sentence_is_noticed(
     runtime._tell_of_labels.cache_clear()
     assert pairs[1:] == list(predict_lines(path, ["so bad\tnot very good"]))
     assert not capsys.readouterr().err
+
+
+def test_lines_of_text(texts: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = text_model(texts, ["head"])
+    path = write(model, texts, tmp_path / "model.packed")
+    ids = [encoded(texts, tmp_path, *(part.strip() for part in line.split("\t"))) for line in LINES]
+    assert len(ids[-1]) > 24
+    expected = by_fairseq(model, [one[:24] for one in ids]).softmax(1)
+    names = ["bad", "middling", "good"]
+    printed = list(predict_lines(path, (line + "\n" for line in LINES), FLOAT32, batch=4, top=3))
+    assert "cut after 24 tokens" in capsys.readouterr().err
     for line, probabilities in zip(printed, expected, strict=True):
         best = probabilities.argsort(descending=True).tolist()
         words = line.split("\t")
