@@ -470,7 +470,8 @@ def _report(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     try:
-        from train_large import pilots, planner
+        from train_large import hold_out, pilots, planner
+        from train_large.report import plans
     except ModuleNotFoundError as error:
         raise UserError(f"plan needs {error.name}: run make env, or pip install '.[report]' in the checkout.") from None
     from train_large.budget import parse_duration
@@ -483,7 +484,7 @@ def _plan(options: argparse.Namespace) -> None:
     width = options.head_width if options.pilot else 1
     sizes = [Size.parse(name.strip(), width) for name in options.sizes.split(",") if name.strip()]
     if options.figure:
-        planner.check_picture(options.figure)
+        plans.check_picture(options.figure)
     seconds = parse_duration(options.budget, "--budget") if options.budget else None
     limit = parse_bytes(options.memory_limit) if options.memory_limit else None
     study = planner.read_study(options.study) if options.study else None
@@ -497,14 +498,14 @@ def _plan(options: argparse.Namespace) -> None:
         runs += pilots.run_pilots(recipe, sizes, options.out, say=lambda line: print(line, file=sys.stderr))
     elif options.extra or options.data or options.out:
         raise UserError("--data, --out and flags behind -- are for pilots: add --pilot and how long each may take.")
-    found: list[planner.Plan | planner.HoldOut] = []
+    found: list[planner.Plan | hold_out.HoldOut] = []
     if options.hold_out:
-        found.append(planner.hold_out(runs, options.hold_out))
+        found.append(hold_out.hold_out(runs, options.hold_out))
     if seconds is not None:
         found.append(planner.plan(runs, seconds, limit, candidates=sizes, study=study, positions=options.max_positions))
-    print(planner.as_json(*found) if options.json else "\n".join(map(planner.told, found)))
+    print(plans.as_json(*found) if options.json else "\n".join(map(plans.told, found)))
     if options.figure and seconds is not None:
-        planner.draw(runs, seconds, options.figure, sizes)
+        plans.draw(runs, seconds, options.figure, sizes)
         print(f"wrote {options.figure}", file=sys.stderr)
 
 

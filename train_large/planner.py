@@ -9,8 +9,6 @@ chosen and its cost said to be unknown.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ import numpy as np
 from train_large import scaling, sizes
 from train_large.errors import UserError
 from train_large.report.results import Results, load
-from train_large.report.units import format_bytes, format_count, format_perplexity, format_seconds, seconds_unit
+from train_large.report.units import format_bytes, format_seconds
 from train_large.scaling import Law, Pilot
 from train_large.sizes import Size
 
@@ -32,7 +30,6 @@ QUANTILES = (0.05, 0.5, 0.95)
 CAUTION = 0.75  # the pick is that of the best quantile: a size of which little is known has to be better
 PILOT_SPEED_DEVIATION = 0.03  # of log seconds per token of a size that was run, from one run to the next
 NEAR = 4  # a study tells of sizes up to so many times its own
-PICTURES = ("png", "svg", "pdf")
 FAR = 10  # budgets so many times the pilots' are said to be far away
 
 Interval = tuple[float, float]
@@ -108,38 +105,6 @@ class Accuracy:
     error: float
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """A run that the fit has not seen, or not its end."""
-
-    size: str
-    measured: float
-    predicted: float
-    interval: Interval
-    """perplexities, and the 90 % interval"""
-
-    @property
-    def error(self) -> float:
-        """As a share of the measured perplexity."""
-        return self.predicted / self.measured - 1
-
-
-@dataclass(frozen=True)
-class HoldOut:
-    """What a fit on a part of the logs says of the rest. `pick` and `best` are of all sizes, `regret` is how much
-    worse the pick's measured perplexity is than the best's."""
-
-    how: str
-    fitted_on: tuple[str, ...]
-    errors: tuple[HeldOut, ...]
-    pick: str
-    best: str
-    regret: float
-
-
-# ------------------------------------------------------------------------------------------------ the plan
-
-
 def plan(
     logs: Sequence[Path],
     budget_seconds: float,
@@ -188,7 +153,7 @@ def plan_from(
     _check_study(study, pilots)
     law = scaling.fit(pilots, draws)
     accuracy = _accuracy_of(study)
-    tried = _candidates(pilots, candidates)
+    tried = considered(pilots, candidates)
     options = tuple(
         _option(size, pilots, law, budget_seconds, limit_bytes, study, positions, accuracy) for size in tried
     )
@@ -242,7 +207,7 @@ def _share(accuracy: Accuracy, loss: float) -> float:
     return 1 / (1 + math.exp(-(accuracy.level + accuracy.slope * loss)))
 
 
-def _candidates(pilots: Sequence[Pilot], asked: Sequence[Size]) -> list[Size]:
+def considered(pilots: Sequence[Pilot], asked: Sequence[Size]) -> list[Size]:
     """By rising size: the pilots' sizes, those asked for, and, where none are, one beyond the largest pilot."""
     first = pilots[0]
     found = dict.fromkeys(pilot.size for pilot in pilots)
@@ -282,7 +247,7 @@ def _option(
     batch = _interpolated(parameters, {p.parameters: p.batch_tokens for p in pilots})
     rates = {p.parameters: p.learning_rate for p in pilots if p.learning_rate is not None}
     tokens = budget / per_token
-    losses = _drawn(law, size, parameters, tokens, pilots)
+    losses = drawn(law, size, parameters, tokens, pilots)
     low, middle, high = np.exp(np.quantile(losses, QUANTILES))
     expected = bounds = None
     if accuracy is not None:
@@ -319,7 +284,7 @@ def _option(
     )
 
 
-def _drawn(law: Law, size: Size, parameters: int, tokens: float, pilots: Sequence[Pilot]) -> np.ndarray:
+def drawn(law: Law, size: Size, parameters: int, tokens: float, pilots: Sequence[Pilot]) -> np.ndarray:
     """Losses of runs of about so many tokens: the speed is not certain either, less so for a size without a pilot."""
     distance = min(abs(math.log(parameters / pilot.parameters)) for pilot in pilots)
     logged = any(pilot.size == size for pilot in pilots)
@@ -485,208 +450,3 @@ def _accuracy_of(study: Results | None) -> Accuracy | None:
     scatter = float(np.sqrt(np.sum((fitted - shares) ** 2) / (len(shares) - 2)))
     sampling = math.sqrt(float(np.mean(shares * (1 - shares))) / study.task.valid)
     return Accuracy(float(level), float(slope), 1.645 * math.hypot(scatter, sampling))
-
-
-# ------------------------------------------------------------------------------------------------ hold-out
-
-
-def hold_out(logs: Sequence[Path], by: str = "size", share: float = 1 / 3, draws: int = scaling.DRAWS) -> HoldOut:
-    """Fit on a part of the logged runs and predict the rest.
-
-    `by` size: on the smaller half of the sizes, to predict the ends of the larger. `by` time: on every run up to
-    `share` of its seconds, to predict its end; what such a run has seen is not what a pilot of that budget would have
-    seen, for its learning rate has not come down, which the law allows for. Raises UserError as `plan` does, and for
-    fewer than four sizes by size.
-    """
-    pilots = scaling.read_pilots(logs)
-    names = list(dict.fromkeys(pilot.size for pilot in pilots))
-    if by == "size":
-        if len(names) < 4:
-            raise UserError(
-                f"a hold-out by size needs four sizes, two to fit and two to predict, not {len(names)}: give more logs "
-                "or hold out by time."
-            )
-        half = names[: len(names) // 2]
-        known = [pilot for pilot in pilots if pilot.size in half]
-        unknown = [pilot for pilot in pilots if pilot.size not in half]
-        how = "fitted on the smaller half of the sizes"
-    elif by == "time":
-        cut = [pilot.until(share * pilot.seconds[-1]) for pilot in pilots]
-        known = [pilot for pilot in cut if len(pilot.losses)]
-        unknown = pilots
-        how = f"fitted on the first {share:.0%} of every run"
-        if not known:
-            raise UserError(f"no run has a validation in its first {share:.0%}: hold out by size, or a larger share.")
-    else:
-        raise ValueError(f"by is size or time, not {by!r}")
-    law = scaling.fit(known, draws)
-    errors: list[HeldOut] = []
-    predicted: dict[str, list[float]] = {}
-    measured: dict[str, list[float]] = {}
-    for pilot in pilots:
-        tokens = float(pilot.tokens[-1])
-        losses = _drawn(law, pilot.size, pilot.parameters, tokens, known)
-        low, middle, high = np.exp(np.quantile(losses, QUANTILES))
-        truth = math.exp(float(pilot.losses[-1]))
-        if pilot in unknown:
-            errors.append(HeldOut(pilot.size.name, truth, float(middle), (float(low), float(high))))
-        predicted.setdefault(pilot.size.name, []).append(float(np.exp(np.quantile(losses, CAUTION))))
-        measured.setdefault(pilot.size.name, []).append(truth)
-    guesses, truths = ({name: float(np.mean(v)) for name, v in each.items()} for each in (predicted, measured))
-    pick, best = min(guesses, key=guesses.__getitem__), min(truths, key=truths.__getitem__)
-    return HoldOut(
-        how=how,
-        fitted_on=tuple(dict.fromkeys(pilot.size.name for pilot in known)),
-        errors=tuple(errors),
-        pick=pick,
-        best=best,
-        regret=truths[pick] / truths[best] - 1,
-    )
-
-
-def describe_hold_out(held: HoldOut) -> str:
-    """In a few lines, for a terminal."""
-    lines = [f"Hold-out, {held.how} ({', '.join(held.fitted_on)}):"]
-    lines += [
-        f"  {each.size:<10} perplexity {format_perplexity(each.measured)}, predicted "
-        f"{format_perplexity(each.predicted)} ({each.error:+.0%}), 90% interval {_range(each.interval)}"
-        for each in held.errors
-    ]
-    verdict = "which is the best" if held.regret == 0 else f"{held.regret:.1%} worse than the best, {held.best}"
-    return "\n".join([*lines, f"  The pick would have been {held.pick}, {verdict}."])
-
-
-# ------------------------------------------------------------------------------------------------ showing it
-
-
-def describe(plan: Plan) -> str:
-    """The plan in a few lines, for a terminal."""
-    pick = plan.pick
-    rate = f" at a peak rate of {pick.learning_rate:g}" if pick.learning_rate is not None else ""
-    lines = [
-        f"Train {pick.size} ({format_count(pick.parameters)} parameters) for the whole "
-        f"{format_seconds(plan.budget_seconds)}: about {pick.updates:,} updates of {_batch(pick)}{rate}.",
-        f"Expected perplexity {format_perplexity(pick.perplexity)}, 90% interval {_range(pick.interval)}.",
-    ]
-    if pick.accuracy is not None and pick.accuracy_interval is not None:
-        low, high = pick.accuracy_interval
-        lines.append(f"Expected accuracy once finetuned {pick.accuracy:.1%}, 90% interval {low:.1%} to {high:.1%}.")
-    if pick.compression is not None and plan.limit_bytes is not None:
-        lines.append(_how_to_store(pick.compression, plan.limit_bytes))
-    for what, option in (("smaller", plan.smaller), ("larger", plan.larger)):
-        if option is None:
-            lines.append(f"No {what} size was considered.")
-            continue
-        unfit = ", and does not fit the limit" if plan.limit_bytes and option.compression is None else ""
-        lines.append(
-            f"The next {what}, {option.size}{'' if option.logged else ' (no pilot)'}: "
-            f"perplexity {format_perplexity(option.perplexity)}, {_range(option.interval)}{unfit}."
-        )
-    lines += [f"Note: {caveat}." for caveat in plan.caveats]
-    return "\n".join([*lines, f"Fitted: {plan.law}."])
-
-
-def _batch(option: Option) -> str:
-    if option.length is None:
-        return f"{option.batch_tokens:,} tokens"
-    return f"{round(option.batch_tokens / option.length):,} sequences of {option.length} tokens"
-
-
-def _how_to_store(compression: Compression, limit: int) -> str:
-    ways = []
-    if compression.sparsity:
-        ways.append(f"pruned to {compression.sparsity:.0%} zeros")
-    if compression.bits < 32:
-        ways.append(f"quantized to {compression.bits} bits")
-    cost = (
-        "at a cost in accuracy that is unknown"
-        if compression.loss is None
-        else f"at a cost of about {100 * compression.loss:.1f} points of accuracy"
-    )
-    size = f"{format_bytes(compression.bytes)} of {format_bytes(limit)}"
-    if not ways:
-        return f"Store it as it is: {size}."
-    return f"Store it {' and '.join(ways)}: {size}, {cost}."
-
-
-def _range(interval: Interval) -> str:
-    return " to ".join(map(format_perplexity, interval))
-
-
-def as_json(*found: Plan | HoldOut) -> str:
-    """It as a JSON object with a line's end; of both, an object that has them as `plan` and `hold_out`."""
-    values = {"plan" if isinstance(each, Plan) else "hold_out": dataclasses.asdict(each) for each in found}
-    shown = values if len(values) > 1 else next(iter(values.values()))
-    return json.dumps(shown, indent=1, allow_nan=False) + "\n"
-
-
-def told(found: Plan | HoldOut) -> str:
-    """It in a few lines, for a terminal."""
-    return describe(found) if isinstance(found, Plan) else describe_hold_out(found)
-
-
-def check_picture(path: Path) -> None:
-    """Raise UserError for a name that is no picture's."""
-    if path.suffix.lstrip(".").lower() not in PICTURES:
-        raise UserError(f"{path}: give a name that ends in {', '.join('.' + each for each in PICTURES)}.")
-
-
-def draw(
-    logs: Sequence[Path],
-    budget_seconds: float,
-    path: Path,
-    candidates: Sequence[Size] = (),
-    draws: int = scaling.DRAWS,
-) -> None:
-    """Predicted perplexity against the budget, a curve with its interval for each size that `plan` considers, and the
-    pilots' points.
-
-    The picture's format is that of the name: .png, .svg or .pdf. Points are filled where the fit used them. Raises
-    UserError as `plan` does, and where the file cannot be written.
-    """
-    try:
-        import matplotlib.style
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("drawing needs matplotlib: run make env, or pip install '.[report]' in the checkout.") from None
-    from train_large.files import whole
-    from train_large.report.drawing import palette, round_ticks
-
-    check_picture(path)
-    pilots = scaling.read_pilots(logs)
-    law = scaling.fit(pilots, draws)
-    parts = scaling.sort_pilots(pilots)
-    starts = {id(each.pilot): each.start for each in parts.fitted}
-    tried = _candidates(pilots, candidates)
-    unit, length = seconds_unit(budget_seconds)
-    first = min(float(pilot.seconds[0]) for pilot in pilots)
-    times = np.geomspace(first, max(budget_seconds, max(float(p.seconds[-1]) for p in pilots)), 60)
-    with matplotlib.style.context("default"):
-        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-        axis = figure.add_subplot()
-        for size, (colour, _) in zip(tried, palette(len(tried))):
-            own = [pilot for pilot in pilots if pilot.size == size]
-            parameters = scaling.parameters_of(pilots[0].arch, size, pilots[0].vocabulary or 0)
-            tokens = times / scaling.seconds_per_token(size, pilots)
-            low, middle, high = np.exp(np.quantile(law.losses(size, parameters, tokens), QUANTILES, axis=0))
-            axis.plot(times / length, middle, color=colour, linestyle="-" if own else "--", label=size.name)
-            axis.fill_between(times / length, low, high, color=colour, alpha=0.12, linewidth=0)
-            for pilot in own:
-                start = starts.get(id(pilot), len(pilot.losses))
-                for begin, end, fill in ((0, start, "none"), (start, len(pilot.losses), colour)):
-                    heights = np.exp(pilot.losses[begin:end])
-                    axis.scatter(
-                        pilot.seconds[begin:end] / length, heights, s=18, edgecolors=colour, facecolors=fill, zorder=3
-                    )
-        axis.axvline(budget_seconds / length, color="grey", linewidth=0.8)
-        axis.set(xscale="log", yscale="log", xlabel=f"budget ({unit})", ylabel="validation perplexity")
-        for each in (axis.xaxis, axis.yaxis):
-            ends = sorted(each.get_view_interval())
-            each.set_ticks(round_ticks(ends[0], ends[1], 7))
-            each.set_major_formatter("{x:g}")
-            each.set_minor_formatter("")
-        axis.grid(color="#e0e0e0", linewidth=0.7)
-        axis.set_axisbelow(True)
-        axis.legend(frameon=False, title="lines: at the end of a run\npoints: on the way", title_fontsize=8, fontsize=8)
-        with whole(path) as aside:
-            figure.savefig(aside, format=path.suffix.lstrip(".").lower(), dpi=150)

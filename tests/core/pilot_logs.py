@@ -40,6 +40,11 @@ class Truth:
         return math.exp(self.loss(size, seconds / seconds_per_token(size)))
 
 
+# Small models with cheap updates against a large one that learns more of each: which is best depends on the budget.
+TRUTH = Truth(floor=1.8, shape=60.0, data=400.0)
+BIGGER = Size(6, 256, heads=16)
+
+
 def parameters(size: Size) -> int:
     return sizes.parameters_without_embeddings(size, VOCABULARY)
 

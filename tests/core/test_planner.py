@@ -1,4 +1,4 @@
-"""The planner: the right pick where the truth is known, what fits a limit, hold-outs, and what it says."""
+"""The planner: the right pick where the truth is known, and what fits a limit."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ import subprocess
 import sys
 
 import pytest
-from pilot_logs import SIZES, VOCABULARY, Truth, parameters, write_log, write_logs
+from pilot_logs import BIGGER, SIZES, TRUTH, VOCABULARY, Truth, parameters, write_log, write_logs
 from report.conftest import LOSS_AT_BITS, make_model
 from report.invented import make_translation_value
 
 from train_large import planner, sizes
 from train_large.errors import UserError
-from train_large.planner import as_json, describe, describe_hold_out, draw, hold_out, plan
+from train_large.planner import plan
 from train_large.report import results as report
+from train_large.report.plans import as_json, describe
 from train_large.sizes import Size
-
-# Small models with cheap updates against a large one that learns more of each: which is best depends on the budget.
-TRUTH = Truth(floor=1.8, shape=60.0, data=400.0)
-BIGGER = Size(6, 256, heads=16)
 
 
 @pytest.fixture(scope="module")
@@ -217,56 +214,6 @@ def test_a_budget_far_away_is_said(logs):
 
 def test_the_same_logs_give_the_same_plan(logs):
     assert as_json(plan(logs, 450)) == as_json(plan(logs[::-1], 450))
-
-
-def test_hold_out_by_size(logs):
-    held = hold_out(logs, "size")
-    assert held.fitted_on == ("2l_32h", "2l_64h")
-    assert [each.size for each in held.errors] == ["3l_128h", "4l_192h", "6l_256h"]
-    for each in held.errors:
-        assert each.interval[0] <= each.measured <= each.interval[1]
-        assert each.error == pytest.approx(each.predicted / each.measured - 1)
-    assert held.best == min((TRUTH.at(size, 150), size.name) for size in (*SIZES, BIGGER))[1]
-    assert held.regret >= 0
-    assert f"The pick would have been {held.pick}" in describe_hold_out(held)
-    assert json.loads(as_json(held))["best"] == held.best
-
-
-def test_hold_out_by_time(logs):
-    held = hold_out(logs, "time", 0.5)
-    assert len(held.errors) == 5
-    assert sum(abs(each.error) for each in held.errors) / 5 < 0.15
-    assert held.regret < 0.05
-
-
-def test_hold_out_needs_four_sizes(logs):
-    with pytest.raises(UserError, match="four sizes"):
-        hold_out(logs[:3])
-
-
-def test_hold_out_needs_something_to_fit(logs):
-    with pytest.raises(UserError, match="no run has a validation in its first 1%"):
-        hold_out(logs, "time", 0.01)
-
-
-@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])
-def test_the_figure(logs, tmp_path, name, start):
-    draw(logs, 450, tmp_path / name)
-    assert (tmp_path / name).read_bytes().startswith(start)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_the_figure_is_of_the_plans_sizes(logs, tmp_path):
-    asked = Size(4, 96, heads=6)
-    draw(logs, 450, tmp_path / "a.svg", [asked])
-    drawn = (tmp_path / "a.svg").read_text()
-    for option in plan(logs, 450, candidates=[asked]).options:
-        assert f"<!-- {option.size} -->" in drawn
-
-
-def test_a_figure_of_no_known_kind(logs, tmp_path):
-    with pytest.raises(UserError, match="a.txt: give a name that ends in .png"):
-        draw(logs, 450, tmp_path / "a.txt")
 
 
 def test_a_budget_below_every_pilot(logs):
