@@ -21,9 +21,9 @@ from pathlib import Path
 import measurements
 import table
 
-from train_large import machine, scaling
+from train_large import machine, pilot_runs
+from train_large.pilot_runs import Pilot
 from train_large.planner import plan_from
-from train_large.scaling import Pilot
 
 HERE = Path(__file__).parent
 
@@ -60,7 +60,7 @@ def read(folder: Path) -> dict[int, list[Pilot]]:
         found.setdefault(int(done.parent.name.rpartition("seed")[2]), []).append(done.parent)
     if not found:
         raise SystemExit(f"{folder} has no finished run of the experiments depth and width: run them first.")
-    return {seed: scaling.read_pilots(paths) for seed, paths in found.items()}
+    return {seed: pilot_runs.read_pilots(paths) for seed, paths in found.items()}
 
 
 def ends_of(results: Path) -> list[measurements.Point]:

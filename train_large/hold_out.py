@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train_large import scaling
+from train_large import pilot_runs, scaling
 from train_large.errors import UserError
 from train_large.planner import CAUTION, QUANTILES, Interval, drawn
 
@@ -51,7 +51,7 @@ def hold_out(logs: Sequence[Path], by: str = "size", share: float = 1 / 3, draws
     seen, for its learning rate has not come down, which the law allows for. Raises UserError as `plan` does, and for
     fewer than four sizes by size.
     """
-    pilots = scaling.read_pilots(logs)
+    pilots = pilot_runs.read_pilots(logs)
     names = list(dict.fromkeys(pilot.size for pilot in pilots))
     if by == "size":
         if len(names) < 4:

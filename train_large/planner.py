@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from train_large import scaling, sizes
+from train_large import pilot_runs, scaling, sizes
 from train_large.errors import UserError
+from train_large.pilot_runs import Pilot
 from train_large.report.results import Results, load
 from train_large.report.units import format_bytes, format_seconds
-from train_large.scaling import Law, Pilot
+from train_large.scaling import Law
 from train_large.sizes import Size
 
 BITS = (32, 8, 6, 4)  # the paper's (section 4.2)
@@ -123,7 +124,7 @@ def plan(
     Raises UserError: no log, logs that do not compare, fewer than two sizes, a budget shorter than any pilot's first
     validation, a limit below any size.
     """
-    pilots = scaling.read_pilots(logs)
+    pilots = pilot_runs.read_pilots(logs)
     return plan_from(pilots, budget_seconds, limit_bytes, candidates, study, positions, draws)
 
 
@@ -219,7 +220,9 @@ def considered(pilots: Sequence[Pilot], asked: Sequence[Size]) -> list[Size]:
     for size in asked:
         if size.name not in named:
             found[_like(size, pilots)] = None
-    return sorted(found, key=lambda size: (scaling.parameters_of(first.arch, size, first.vocabulary or 0), size.layers))
+    return sorted(
+        found, key=lambda size: (pilot_runs.parameters_of(first.arch, size, first.vocabulary or 0), size.layers)
+    )
 
 
 def _like(size: Size, pilots: Sequence[Pilot]) -> Size:
@@ -242,8 +245,8 @@ def _option(
 ) -> Option:
     first = pilots[0]
     own = [pilot for pilot in pilots if pilot.size == size]
-    parameters = scaling.parameters_of(first.arch, size, first.vocabulary or 0)
-    per_token = scaling.seconds_per_token(size, pilots)
+    parameters = pilot_runs.parameters_of(first.arch, size, first.vocabulary or 0)
+    per_token = pilot_runs.seconds_per_token(size, pilots)
     batch = _interpolated(parameters, {p.parameters: p.batch_tokens for p in pilots})
     rates = {p.parameters: p.learning_rate for p in pilots if p.learning_rate is not None}
     tokens = budget / per_token
@@ -307,7 +310,7 @@ def _all_parameters(size: Size, pilots: Sequence[Pilot], positions: int | None) 
     vocabulary = first.vocabulary or 0
     if first.arch == "prenorm_roberta":
         return sizes.parameters(size, vocabulary, max_positions=positions or first.length or sizes.PAPER_LENGTH)
-    return scaling.parameters_of(first.arch, size, vocabulary) + vocabulary * size.hidden
+    return pilot_runs.parameters_of(first.arch, size, vocabulary) + vocabulary * size.hidden
 
 
 def _caveats(

@@ -15,8 +15,8 @@ import pytest
 
 from train_large import pilots, runlog
 from train_large.errors import UserError
+from train_large.pilot_runs import read_pilots
 from train_large.pilots import Recipe, command, is_done, run_pilots
-from train_large.scaling import read_pilots
 from train_large.sizes import Size
 
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""The scaling law: recovered from logs that obey a known one, plateau and all; and logs that do not compare."""
+"""The scaling law: recovered from logs that obey a known one, plateau and all."""
 
 from __future__ import annotations
 
@@ -7,20 +7,12 @@ import math
 
 import numpy as np
 import pytest
-from pilot_logs import LENGTH, SIZES, VOCABULARY, Truth, parameters, seconds_per_token, write_log, write_logs
+from pilot_logs import SIZES, Truth, parameters, seconds_per_token, write_log, write_logs
 
 from train_large import runlog
 from train_large.errors import UserError
-from train_large.scaling import (
-    _between,
-    fit,
-    flops_per_token,
-    read_pilots,
-    sort_pilots,
-)
-from train_large.scaling import (
-    seconds_per_token as seconds_per_token_of,
-)
+from train_large.pilot_runs import read_pilots
+from train_large.scaling import fit, sort_pilots
 from train_large.sizes import Size
 
 UNSEEN = Size(3, 96, heads=6)
@@ -28,23 +20,6 @@ UNSEEN = Size(3, 96, heads=6)
 
 def perplexities(law, size, tokens):
     return np.exp(np.quantile(law.losses(size, parameters(size), tokens), (0.05, 0.5, 0.95)))
-
-
-def test_a_pilot_is_what_its_log_says(tmp_path):
-    size = SIZES[1]
-    pilots = read_pilots(write_logs(tmp_path, Truth(), (SIZES[2], size)))
-    assert [pilot.size for pilot in pilots] == [size, SIZES[2]]
-    pilot = pilots[0]
-    assert (pilot.vocabulary, pilot.length) == (VOCABULARY, LENGTH)
-    assert pilot.parameters == parameters(size)
-    assert pilot.batch_tokens == 512
-    assert pilot.learning_rate == pytest.approx(3e-3, rel=0.02)
-    assert pilot.seconds_per_token == pytest.approx(seconds_per_token(size))
-    assert len(pilot.losses) == 15
-    # At the end of a run T is its tokens; at half time it has learned more than half.
-    assert pilot.learned[-1] == pytest.approx(pilot.tokens[-1])
-    assert pilot.rate[-1] == pytest.approx(0, abs=0.01)
-    assert 0.7 < pilot.learned[7] / pilot.tokens[-1] < 0.85
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -116,97 +91,11 @@ def test_all_on_the_plateau_is_an_error(tmp_path):
         fit(read_pilots(folders))
 
 
-def test_the_speed_of_other_sizes_is_between(tmp_path):
-    pilots = read_pilots(write_logs(tmp_path, Truth(), (SIZES[0], SIZES[2])))
-    assert seconds_per_token_of(SIZES[0], pilots) == pytest.approx(seconds_per_token(SIZES[0]))
-    assert seconds_per_token_of(SIZES[1], pilots) == pytest.approx(seconds_per_token(SIZES[1]), rel=0.25)
-    assert flops_per_token(SIZES[1], pilots) == pytest.approx(4e10 * (seconds_per_token(SIZES[1]) - 3e-5))
-
-
-def test_time_is_that_of_the_clock_of_the_budget(tmp_path):
-    (train,) = read_pilots([write_log(tmp_path / "train", SIZES[0], Truth())])
-    (wall,) = read_pilots([write_log(tmp_path / "wall", SIZES[0], Truth(), budget_clock="wall")])
-    assert list(wall.seconds) == pytest.approx(list(6 + 1.1 * train.seconds))
-    calibrated = {"budget_clock": "calibrated", "seconds_per_update": 0.25}
-    (pilot,) = read_pilots([write_log(tmp_path / "calibrated", SIZES[0], Truth(), **calibrated)])
-    assert list(pilot.seconds) == pytest.approx(list(train.updates / 4))
-    with pytest.raises(UserError, match=r"does not say what an update counts on its calibrated clock"):
-        read_pilots([write_log(tmp_path / "lost", SIZES[0], Truth(), budget_clock="calibrated")])
-
-
-def test_a_slow_start_is_not_the_speed(tmp_path):
-    folder = write_log(tmp_path, SIZES[0], Truth())
-    lines = [json.loads(line) for line in (folder / runlog.NAME).read_text().splitlines()]
-    for line in lines[1:]:
-        line["train_seconds"] += 60
-    (folder / runlog.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read_pilots([folder])[0].seconds_per_token == pytest.approx(seconds_per_token(SIZES[0]))
-
-
-def test_straight_lines_in_logarithms():
-    known = {1.0: 2.0, 4.0: 8.0}
-    assert _between(2.0, known) == pytest.approx(4.0)
-    assert _between(16.0, known) == pytest.approx(32.0)
-    assert _between(9.0, {1.0: 1.0, 3.0: 1.0}) == pytest.approx(3**0.3)  # more work never comes for nothing
-    assert _between(4.0, {2.0: 3.0}) == pytest.approx(6.0)
-
-
-def test_a_torn_last_line_and_a_repeated_validation_do_not_matter(tmp_path):
-    folders = write_logs(tmp_path, Truth(), SIZES[:2])
-    before = read_pilots(folders)
-    log = folders[0] / runlog.NAME
-    last = [line for line in log.read_text().splitlines() if '"valid"' in line][-1]
-    log.write_text(log.read_text() + last + '\n{"kind": "va')
-    for old, new in zip(before, read_pilots(folders)):
-        assert np.array_equal(old.losses, new.losses)
-
-
-def test_a_killed_run_counts_by_its_schedule(tmp_path):
-    """Without its second half: T and r are about the same as with it, for the rate is known to go down to zero."""
-    folder = write_log(tmp_path / "whole", SIZES[1], Truth())
-    (whole,) = read_pilots([folder])
-    lines = (folder / runlog.NAME).read_text().splitlines(keepends=True)
-    half = [line for line in lines if json.loads(line)["train_seconds"] < 75]
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half" / runlog.NAME).write_text("".join(half))
-    (killed,) = read_pilots([tmp_path / "half"])
-    count = len(killed.losses)
-    assert count == 7
-    assert killed.learned == pytest.approx(whole.learned[:count], rel=0.03)
-    assert killed.rate == pytest.approx(whole.rate[:count], abs=0.02)
-
-
 def test_repetitions_say_how_far_runs_differ(tmp_path):
     noisy = [write_log(tmp_path / str(i), SIZES[0], Truth(floor=1.8 + 0.2 * i)) for i in range(3)]
     law = fit(read_pilots([*noisy, *write_logs(tmp_path, Truth(), SIZES[1:])]))
     ends = [pilot.losses[-1] for pilot in read_pilots(noisy)]
     assert law.run_deviation == pytest.approx(np.std(np.log(ends), ddof=1))
-
-
-def test_other_architectures_count_their_own_parameters(tmp_path):
-    facts = {"arch": "transformer_budgeted", "vocabulary": 1034, "length": None, "problem": "translate"}
-    pilots = read_pilots(write_logs(tmp_path, Truth(), SIZES[:3], **facts))
-    assert pilots[0].vocabulary == 1034
-    assert pilots[0].length is None
-    law = fit(pilots)
-    assert math.isfinite(law.losses(SIZES[0], pilots[0].parameters, 1e7).mean())
-    assert flops_per_token(SIZES[1], pilots) == pytest.approx(pilots[1].flops_per_token)
-
-
-def test_no_log():
-    with pytest.raises(UserError, match="no run log: give .* --pilot 5m"):
-        read_pilots([])
-
-
-def test_a_folder_without_a_log(tmp_path):
-    with pytest.raises(UserError, match="run.jsonl"):
-        read_pilots([tmp_path])
-
-
-def test_twice_the_same(tmp_path):
-    folder = write_log(tmp_path / "a", SIZES[0], Truth())
-    with pytest.raises(UserError, match="given twice"):
-        read_pilots([folder, folder / runlog.NAME])
 
 
 def test_one_size_is_not_enough(tmp_path):
@@ -216,53 +105,3 @@ def test_one_size_is_not_enough(tmp_path):
     other_heads = write_log(tmp_path / "c", Size(2, 32, heads=1), Truth())
     with pytest.raises(UserError, match="as many parameters.* two sizes or more"):
         fit(read_pilots([*logs, other_heads]))
-
-
-@pytest.mark.parametrize(
-    ("facts", "what"),
-    [
-        ({"arch": "transformer_budgeted"}, "model family"),
-        ({"problem": "other"}, "problem"),
-        ({"data": "other"}, "data"),
-        ({"budget_clock": "wall"}, "clock"),
-        ({"vocabulary": 2000}, "vocabulary"),
-        ({"vocabulary": None}, "vocabulary"),
-        ({"length": 128}, "sequence length"),
-    ],
-)
-def test_logs_of_different_kinds(tmp_path, facts, what):
-    logs = [write_log(tmp_path / "a", SIZES[0], Truth()), write_log(tmp_path / "b", SIZES[1], Truth(), **facts)]
-    with pytest.raises(UserError, match=f"differ in their {what}.*plan from one of the two"):
-        read_pilots(logs)
-
-
-@pytest.mark.parametrize("loss", [None, 900.0])
-def test_a_run_that_diverged(tmp_path, loss):
-    logs = write_logs(tmp_path, Truth(), SIZES[:2])
-    log = logs[0] / runlog.NAME
-    last = runlog.read(log)[-1]
-    runlog.append(log, "valid", last, subset="valid", loss=loss, perplexity=None)
-    with pytest.raises(UserError, match=r"2l_32h/run\.jsonl is of a run that diverged.* leave it out"):
-        read_pilots(logs)
-
-
-def test_a_log_without_validations(tmp_path):
-    runlog.append(tmp_path / runlog.NAME, "start", dict.fromkeys(runlog.COUNTERS, 0), layers=2, hidden=32)
-    with pytest.raises(UserError, match="no validation.*longer"):
-        read_pilots([tmp_path])
-
-
-def test_a_log_of_a_shrunk_model(tmp_path):
-    """Its layers have not the heads and rows that its size says."""
-    facts = {"heads": None, "ffn": None, "layer_heads": "2,1", "layer_ffn": "100,128"}
-    logs = write_logs(tmp_path / "whole", Truth(), SIZES[:2], layer_heads=None, layer_ffn=None)
-    assert len(read_pilots(logs)) == 2
-    shrunk = write_log(tmp_path / "shrunk", SIZES[0], Truth(), **facts)
-    with pytest.raises(UserError, match="shrunk/run.jsonl is of a model that was shrunk .--layer-heads 2,1 .*leave it"):
-        read_pilots([*logs, shrunk])
-
-
-def test_a_log_without_a_size(tmp_path):
-    runlog.append(tmp_path / runlog.NAME, "start", dict.fromkeys(runlog.COUNTERS, 0))
-    with pytest.raises(UserError, match="does not say the size"):
-        read_pilots([tmp_path])

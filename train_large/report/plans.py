@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train_large import scaling
+from train_large import pilot_runs, scaling
 from train_large.errors import UserError
 from train_large.hold_out import HoldOut
 from train_large.planner import QUANTILES, Compression, Interval, Option, Plan, considered
@@ -125,7 +125,7 @@ def draw(
     from train_large.report.drawing import palette, round_ticks
 
     check_picture(path)
-    pilots = scaling.read_pilots(logs)
+    pilots = pilot_runs.read_pilots(logs)
     law = scaling.fit(pilots, draws)
     parts = scaling.sort_pilots(pilots)
     starts = {id(each.pilot): each.start for each in parts.fitted}
@@ -138,8 +138,8 @@ def draw(
         axis = figure.add_subplot()
         for size, (colour, _) in zip(tried, palette(len(tried))):
             own = [pilot for pilot in pilots if pilot.size == size]
-            parameters = scaling.parameters_of(pilots[0].arch, size, pilots[0].vocabulary or 0)
-            tokens = times / scaling.seconds_per_token(size, pilots)
+            parameters = pilot_runs.parameters_of(pilots[0].arch, size, pilots[0].vocabulary or 0)
+            tokens = times / pilot_runs.seconds_per_token(size, pilots)
             low, middle, high = np.exp(np.quantile(law.losses(size, parameters, tokens), QUANTILES, axis=0))
             axis.plot(times / length, middle, color=colour, linestyle="-" if own else "--", label=size.name)
             axis.fill_between(times / length, low, high, color=colour, alpha=0.12, linewidth=0)

@@ -1,0 +1,279 @@
+"""Pilots as the planner sees them: run logs of short runs, and how large and how fast other sizes are by them.
+
+What a validation tells is learned tokens T and the rate r that are in train_large.scaling.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train_large import flops, runlog, sizes
+from train_large.budget import seconds_used
+from train_large.errors import UserError
+from train_large.sizes import Size
+
+STEEPER = 1.5  # than before: that is how a plateau is left
+FALL = 0.02  # a share of the loss: less may be the noise of validations
+_SUBSETS = ("valid", "dev")  # fairseq's and the Tensor2Tensor plugin's
+
+
+@dataclass(frozen=True, eq=False)
+class Pilot:
+    """One run. The arrays have an entry for each validation, in order; `learned` is T and `rate` is r."""
+
+    path: Path
+    size: Size
+    arch: str
+    problem: str | None
+    data: str | None
+    parameters: int
+    """without embeddings"""
+    all_parameters: int | None
+    vocabulary: int | None
+    length: int | None
+    """tokens per sequence"""
+    batch_tokens: float
+    learning_rate: float | None
+    clock: str
+    seconds_per_token: float
+    flops_per_token: float
+    updates: np.ndarray
+    seconds: np.ndarray
+    tokens: np.ndarray
+    losses: np.ndarray
+    learned: np.ndarray
+    rate: np.ndarray
+
+    @cached_property
+    def drop(self) -> tuple[int, int] | None:
+        """(where the sudden descent begins, its steepest point), as indices of validations; None without a plateau.
+
+        A power law is steepest at its beginning (loss against log tokens). A run that becomes half as steep again as it
+        was before had been on a plateau."""
+        if len(self.losses) < 4:
+            return None
+        slopes = -np.diff(self.losses) / np.diff(np.log(self.tokens))
+        at = int(np.argmax(slopes))
+        if at < 1 or slopes[at] < STEEPER * max(float(slopes[:at].min()), 0.01):
+            return None
+        begin = at
+        while begin > 0 and slopes[begin - 1] >= slopes[at] / 2:
+            begin -= 1
+        if self.losses[begin:].min() > (1 - FALL) * self.losses[begin]:
+            return None
+        return begin, at + 1
+
+    def until(self, seconds: float) -> Pilot:
+        """The same run with its validations up to so many seconds only."""
+        keep = self.seconds <= seconds
+        names = ("updates", "seconds", "tokens", "losses", "learned", "rate")
+        return replace(self, **{name: getattr(self, name)[keep] for name in names})
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def read_pilots(logs: Sequence[Path]) -> list[Pilot]:
+    """The runs of these logs (a run.jsonl, or the folder that holds it), by rising size.
+
+    Raises UserError where there is no log, a log without validations, and logs that are not of one model family,
+    vocabulary, length, data and clock, whose losses are not to be compared.
+    """
+    if not logs:
+        raise UserError("no run log: give the folders of budgeted runs, or let --pilot 5m make them.")
+    files = [path / runlog.NAME if path.is_dir() else path for path in map(Path, logs)]
+    for path in files:
+        if [other.resolve() for other in files].count(path.resolve()) > 1:
+            raise UserError(f"{path} is given twice: give each run once.")
+    read = [_read_one(path) for path in files]
+    first = read[0]
+    for pilot in read[1:]:
+        for name, what in (
+            ("arch", "model family"),
+            ("problem", "problem"),
+            ("data", "data"),
+            ("clock", "clock of the budget"),
+            ("vocabulary", "vocabulary"),
+            ("length", "sequence length"),
+        ):
+            ours, theirs = getattr(first, name), getattr(pilot, name)
+            if ours != theirs:
+                raise UserError(
+                    f"{first.path} and {pilot.path} differ in their {what} ({ours} and {theirs}), so their losses do "
+                    "not compare: plan from one of the two at a time."
+                )
+    return sorted(read, key=lambda pilot: (pilot.parameters, str(pilot.path)))
+
+
+def _read_one(path: Path) -> Pilot:
+    try:
+        lines = runlog.read(str(path))
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a run log: it is not UTF-8.") from None
+    facts: dict[str, Any] = {}
+    for line in lines:
+        if line["kind"] in ("start", "resume"):
+            facts.update((name, value) for name, value in line.items() if value is not None)
+    shrunk = [f"--{name.replace('_', '-')} {facts[name]}" for name in ("layer_heads", "layer_ffn") if name in facts]
+    if shrunk:
+        raise UserError(
+            f"{path} is of a model that was shrunk ({' '.join(shrunk)}), and a plan is of models whose layers are "
+            "whole: leave it out."
+        )
+    try:
+        shape = [int(facts[name]) for name in ("layers", "hidden")]
+        size = Size(*shape, *(int(facts[name]) if name in facts else None for name in ("ffn", "heads")))  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path} does not say the size of its model (layers, hidden): give logs of budgeted runs."
+        ) from None
+    clock = str(facts.get("budget_clock", "train"))
+    valid = _validations(lines)
+    if any(line["kind"] == "valid" and "loss" in line and not _is_finite(line["loss"]) for line in lines):
+        raise UserError(
+            f"{path} is of a run that diverged, with a validation without a finite perplexity: leave it out, or run it "
+            "at a lower rate."
+        )
+    if not valid:
+        raise UserError(
+            f"{path} has no validation: the run was shorter than its first; run it for longer or validate more often."
+        )
+
+    def used(line: dict[str, Any]) -> float:
+        seconds = seconds_used(facts, line)
+        if seconds is None:
+            raise UserError(
+                f"{path} does not say what an update counts on its {clock} clock (seconds_per_update): give logs of "
+                "runs that do."
+            )
+        return seconds
+
+    # The first updates are slow (and on the wall clock, loading comes before them): that is not the speed.
+    end = max(lines, key=lambda line: line["tokens"])
+    begin = next((line for line in lines if 0.1 * end["tokens"] <= line["tokens"] < end["tokens"]), lines[0])
+    learned, rate, peak = _learned(lines, valid)
+    columns = {name: np.array([float(line[name]) for line in valid]) for name in ("updates", "tokens", "loss")}
+    early = next((line for line in lines if line["kind"] == "train" and line["tokens"] > 0), end)
+    vocabulary, length = (int(facts[name]) if name in facts else None for name in ("vocabulary", "length"))
+    total = int(facts["parameters"]) if "parameters" in facts else None
+    arch = str(facts.get("arch"))
+    return Pilot(
+        path=path,
+        size=size,
+        arch="prenorm_roberta" if _is_encoder(arch) else arch,
+        problem=facts.get("problem"),
+        data=facts.get("data"),
+        parameters=parameters_of(arch, size, vocabulary or 0),
+        all_parameters=total,
+        vocabulary=vocabulary,
+        length=length,
+        batch_tokens=float(end["tokens"] / end["updates"]),
+        learning_rate=peak,
+        clock=clock,
+        seconds_per_token=(used(end) - used(begin)) / (end["tokens"] - begin["tokens"]),
+        flops_per_token=float(early["flops"] / early["tokens"]),
+        updates=columns["updates"],
+        seconds=np.array([used(line) for line in valid]),
+        tokens=columns["tokens"],
+        losses=columns["loss"],
+        learned=learned,
+        rate=rate,
+    )
+
+
+def _is_finite(loss: float | None) -> bool:
+    """Whether a loss, which the log has as null if it is not a number, has an exponential."""
+    return loss is not None and loss < math.log(sys.float_info.max)
+
+
+def _validations(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line for each validation, of one subset; what was measured twice counts as measured last."""
+    found = [line for line in lines if line["kind"] == "valid" and line["tokens"] > 0]
+    subsets = [line.get("subset") for line in found]
+    subset = next((name for name in (*_SUBSETS, *subsets) if name in subsets), None)
+    by_updates = {
+        line["updates"]: line
+        for line in found
+        if line.get("subset") == subset and isinstance(line.get("loss"), (int, float)) and line["loss"] > 0
+    }
+    return [by_updates[updates] for updates in sorted(by_updates)]
+
+
+def _learned(lines: Sequence[dict[str, Any]], valid: Sequence[dict[str, Any]]) -> tuple[Any, Any, float | None]:
+    """(T, r, the peak of the rate) at the validations; (tokens, zeros, None) without rates."""
+    tokens = np.array([float(line["tokens"]) for line in valid])
+    steps = [(line["tokens"], line["lr"]) for line in lines if line["kind"] == "train" and line.get("lr") is not None]
+    peak = max((rate for _, rate in steps), default=0.0)
+    if not peak:
+        return tokens, np.zeros(len(tokens)), None
+    # Linear between the lines of the log, from zero tokens on.
+    at = np.array([0.0, *(step for step, _ in steps)])
+    rates = np.array([steps[0][1], *(rate for _, rate in steps)]) / peak
+    area = np.concatenate([[0.0], np.cumsum(np.diff(at) * (rates[1:] + rates[:-1]) / 2)])
+    last = float(rates[-1])
+    if runlog.is_finished(lines):
+        mean = float(area[-1] / at[-1])
+    else:  # a rate that has begun to go down goes down to zero in a straight line
+        mean, last = (0.5, 0.0) if last < 0.98 and int(np.argmax(rates)) < len(rates) - 1 else (1.0, 1.0)
+    past = np.maximum(tokens - at[-1], 0.0) * rates[-1]
+    learned = (np.interp(tokens, at, area) + past) / mean
+    left = np.clip(np.interp(tokens, at, rates) - last, 0.0, 1.0)
+    return np.maximum(learned, 1.0), left, float(peak)
+
+
+# ------------------------------------------------------------------------------------------------ sizes and speed
+
+
+def _is_encoder(arch: str) -> bool:
+    return "roberta" in arch
+
+
+def parameters_of(arch: str, size: Size, vocabulary: int) -> int:
+    """Parameters without token embeddings of the architecture that the log names."""
+    if _is_encoder(arch):
+        return sizes.parameters_without_embeddings(size, vocabulary)
+    if arch.startswith("transformer_budgeted"):
+        return sizes.tensor2tensor_parameters(size, 0)
+    return sizes.translation_parameters(size, 0)
+
+
+def flops_per_token(size: Size, pilots: Sequence[Pilot]) -> float:
+    """By Clark et al.'s rules where vocabulary and length are known, else by a power law between the pilots."""
+    first = pilots[0]
+    if first.vocabulary and first.length and _is_encoder(first.arch):
+        return flops.train_flops(size, first.vocabulary, first.length, 1) / first.length
+    of_size = {float(p.parameters): p.flops_per_token for p in pilots}
+    return _between(parameters_of(first.arch, size, first.vocabulary or 0), of_size)
+
+
+def seconds_per_token(size: Size, pilots: Sequence[Pilot]) -> float:
+    """As its pilot's log measured it (the mean of several), else by a power law in the FLOPs per token."""
+    own = [p.seconds_per_token for p in pilots if p.size == size]
+    if own:
+        return math.exp(float(np.mean(np.log(own))))
+    grouped: dict[float, list[float]] = {}
+    for pilot in pilots:
+        grouped.setdefault(pilot.flops_per_token, []).append(math.log(pilot.seconds_per_token))
+    return _between(flops_per_token(size, pilots), {k: math.exp(float(np.mean(v))) for k, v in grouped.items()})
+
+
+def _between(x: float, known: dict[float, float]) -> float:
+    """Straight lines in log-log scale; outside, the nearest one goes on, at a slope between 0.3 and 1.2."""
+    xs = np.log(sorted(known))
+    ys = np.log([known[key] for key in sorted(known)])
+    if len(xs) == 1:
+        return float(math.exp(ys[0] + math.log(x) - xs[0]))
+    at = math.log(x)
+    if xs[0] <= at <= xs[-1]:
+        return float(math.exp(np.interp(at, xs, ys)))
+    end, other = (0, 1) if at < xs[0] else (-1, -2)
+    slope = min(1.2, max(0.3, (ys[end] - ys[other]) / (xs[end] - xs[other])))
+    return float(math.exp(ys[end] + slope * (at - xs[end])))
