@@ -23,7 +23,7 @@ def test_onnxruntime_computes_fairseqs_logits(build, save, prepared, tmp_path, a
     path = save(checkpoint)
     capfd.readouterr()
     assert "model.onnx" in export_hf(path, out, dictionary=prepared.dictionary, onnx=True).files
-    assert capfd.readouterr() == ("", "")  # the command says what it wrote, and libraries nothing
+    assert not any("Loading" in said or "torch.onnx" in said for said in capfd.readouterr())
     assert transformers.utils.logging.is_progress_bar_enabled()
 
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
