@@ -18,6 +18,14 @@ def codes_of(bits: int, shape: tuple[int, int], seed: int = 1) -> Tensor:
     return codes << (8 - bits)
 
 
+def a_room(rows: int, columns: int) -> onednn.Room:
+    found = onednn.room(rows, columns)
+    if found is None and torch.cpu._is_amx_tile_supported():
+        pytest.skip("tiles for AMX are not known to be in memory like this")
+    assert found is not None
+    return found
+
+
 def folded(codes: Tensor, bits: int, room: onednn.Room) -> onednn.Folded:
     return onednn.fold(codes, bits, codes.sum(0, dtype=torch.int32), room)
 
@@ -26,8 +34,7 @@ def folded(codes: Tensor, bits: int, room: onednn.Room) -> onednn.Folded:
 @pytest.mark.parametrize("shape", [(64, 128), (512, 64), (192, 64), (2048, 512)])
 def test_folded_weights_take_turns_in_a_room(bits: int, shape: tuple[int, int]) -> None:
     columns, rows = shape
-    room = onednn.room(rows, columns)
-    assert room is not None
+    room = a_room(rows, columns)
     one, other = (codes_of(bits, shape, seed) for seed in (1, 2))
     weights = [folded(codes, bits, room) for codes in (one, other)]
     gc.collect()
@@ -74,14 +81,15 @@ def test_no_room_where_memory_is_not_as_it_is_known(wrong: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("shape", [(3, 5), (96, 64), (64, 80)])
 def test_no_room_for_tiles_that_are_not_full(shape: tuple[int, int]) -> None:
-    assert onednn.room(*shape) is None
-    assert onednn.nbytes(*shape) >= shape[0] * shape[1] + 4 * shape[0]
+    rows, columns = shape
+    filled_up = onednn.nbytes(rows, columns) - rows * (columns + 4)
+    assert filled_up > 0 or torch.cpu._is_amx_tile_supported()
+    assert onednn.room(rows, columns) is None or not filled_up
 
 
 def test_sums_are_needed() -> None:
     """The products are of unsigned codes, and the sums take the difference away."""
-    room = onednn.room(128, 64)
-    assert room is not None
+    room = a_room(128, 64)
     codes = codes_of(6, (64, 128))
     weight = folded(codes, 6, room)
     x = torch.full((1, 64), 128, dtype=torch.uint8)
