@@ -69,7 +69,7 @@ def supported(precision: str) -> bool:
 def finer(precision: str) -> tuple[str, ...]:
     """In what to decide again what is too close in `precision`, one after another: the last is as good as float32."""
     if precision in IN_CODES and supported(INT24):
-        return tuple(finer for finer, parts in IN_CODES.items() if parts > IN_CODES[precision])
+        return tuple(other for other, parts in IN_CODES.items() if parts > IN_CODES[precision])
     return () if precision == FLOAT32 else (FLOAT32,)
 
 
@@ -108,10 +108,10 @@ def folded(weight: Matrix, rooms: dict[tuple[int, ...], onednn.Room | None], num
     key = (*weight.shape, number)
     if key not in rooms:
         rooms[key] = onednn.room(*weight.shape)
-    room = rooms[key]
-    if room is None:
+    place = rooms[key]
+    if place is None:
         return weight
-    return weight.with_tiles(onednn.fold(weight.codes(), weight.bits, weight.sums, room), weight.codes_nbytes)
+    return weight.with_tiles(onednn.fold(weight.codes(), weight.bits, weight.sums, place), weight.codes_nbytes)
 
 
 def room(weight: Matrix) -> onednn.Room | None:
