@@ -10,13 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def processor() -> str:
-    """The processor's name as its maker gives it, or its architecture where the system does not tell."""
+def processor(root: Path = Path("/")) -> str:
+    """The processor's name as its maker gives it, with the numbers of its family and model where it has such: in a
+    virtual machine generations of twice the speed have one name. Its architecture where the system does not tell."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = {}
+    for key, _, value in (line.partition(":") for line in lines):
+        found.setdefault(key.strip(), value.strip())
+    name = found.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{key} {found[full]}" for key, full in (("family", "cpu family"), ("model", "model")) if full in found]
+    return f"{name} ({' '.join(numbers)})" if numbers else name
 
 
 def describe(threads: int) -> str:

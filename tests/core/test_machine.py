@@ -1,7 +1,8 @@
-"""What is free, by the files of /proc and /sys."""
+"""Which processor it is and what is free, by the files of /proc and /sys."""
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,21 @@ def test_memory_that_is_available(tmp_path: Path, files: dict[str, str], free: i
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{text}\n")
     assert machine.available_memory(tmp_path) == free
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n", "AMD EPYC (family 25 model 17)"),
+        ("processor\t: 0\nmodel name\t: ARMv8\nprocessor\t: 1\nmodel name\t: other\n", "ARMv8"),
+        ("processor\t: 0\n", platform.processor() or platform.machine()),
+    ],
+)
+def test_generations_of_one_name_are_told_apart(tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(text)
+    assert machine.processor(tmp_path) == name
+
+
+def test_a_system_that_does_not_tell_has_an_architecture(tmp_path: Path) -> None:
+    assert machine.processor(tmp_path) == (platform.processor() or platform.machine())
