@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import logging
 import os
@@ -21,9 +22,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +35,7 @@ from train_large.machine import describe
 
 SHAPES = ((6, 512), (12, 768))  # layers, hidden; heads of 64
 ENTRIES, LENGTH, CLASSES = 50265, 128, 2
-BATCHES = {1: 5, 32: 1}  # sentences, and how often a turn measures
+BATCHES = 1, 32  # sentences
 OURS = ("int8 8", "int8 8 again", "int8 6", "int8 4", "bfloat16 8", "float32 8", "float32 6", "float32 4")
 AGAIN = 0.1  # of a batch, rounded down, by the one that is called so
 PEERS = ("torchao int8wo fp32", "torchao int8wo bf16", "torch dynamic int8", "onnxruntime dynamic int8")
@@ -104,12 +107,17 @@ def load_ours(folder: Path, precision: str, bits: str, again: str = "") -> tuple
     from train_large.compression.runtime import load_model
 
     model = load_model(folder / f"{bits}.packed", precision)
-    models = dict.fromkeys(BATCHES, replace(model, doubts=()))
-    for batch in BATCHES if again else ():
-        leads = (models[batch].logits(_tokens(batch).tolist())[0] @ torch.tensor([1.0, -1.0])).abs().sort().values
-        if int(AGAIN * batch):
-            models[batch] = replace(model, doubts=(float(leads[int(AGAIN * batch)]),))
-    return lambda ids: models[len(ids)].logits(ids.tolist()), model.resident_bytes()
+    quick = replace(model, doubts=())
+
+    @functools.cache
+    def that_decides(batch: int) -> Any:
+        again_at_most = int(AGAIN * batch) if again else 0
+        if not again_at_most:
+            return quick
+        leads = (quick.logits(_tokens(batch).tolist())[0] @ torch.tensor([1.0, -1.0])).abs().sort().values
+        return replace(model, doubts=(float(leads[again_at_most]),))
+
+    return lambda ids: that_decides(len(ids)).logits(ids.tolist()), model.resident_bytes()
 
 
 def load_torchao(folder: Path, dtype: torch.dtype) -> tuple[Predict, int]:
@@ -118,8 +126,7 @@ def load_torchao(folder: Path, dtype: torch.dtype) -> tuple[Predict, int]:
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "hf", dtype=dtype).eval()
     quantize_(model, Int8WeightOnlyConfig())
-    mask = {batch: torch.ones(batch, LENGTH, dtype=torch.int64) for batch in BATCHES}
-    return lambda ids: model(ids, mask[len(ids)]).logits, 0
+    return lambda ids: model(ids, torch.ones_like(ids)).logits, 0
 
 
 def load_dynamic(folder: Path) -> tuple[Predict, int]:
@@ -127,8 +134,7 @@ def load_dynamic(folder: Path) -> tuple[Predict, int]:
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "hf").eval()
     model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
-    mask = {batch: torch.ones(batch, LENGTH, dtype=torch.int64) for batch in BATCHES}
-    return lambda ids: model(ids, mask[len(ids)]).logits, 0
+    return lambda ids: model(ids, torch.ones_like(ids)).logits, 0
 
 
 def write_onnx(folder: Path) -> None:
@@ -174,12 +180,11 @@ def work(name: str, folder: Path) -> None:
         **{f"packed {ours}": lambda ours=ours: load_ours(folder, *ours.split()) for ours in OURS},
     }
     predict, weights = loaders[name]()
-    tokens = {batch: _tokens(batch) for batch in BATCHES}
     _answer({"weights": weights})
     with torch.inference_mode():
         for line in sys.stdin:
             request = json.loads(line)
-            ids = tokens[request["batch"]]
+            ids = _tokens(request["batch"])
             predict(ids)  # its caches belonged to another
             seconds = []
             _forget_peak()
@@ -195,7 +200,7 @@ class Contestant:
 
     def __init__(self, python: Path, name: str, folder: Path, threads: int) -> None:
         environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": str(threads)}
-        self.name, self.rounds, self.peak = name, {batch: [] for batch in BATCHES}, 0.0
+        self.name, self.rounds, self.peak = name, defaultdict(list), 0.0
         self.process = subprocess.Popen(
             [python, __file__, "--work", name, "--folder", folder],
             **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment},
@@ -216,7 +221,7 @@ class Contestant:
         raise SystemExit(f"{self.name} ended: its error is above")
 
 
-def race(layers: int, hidden: int, peers: Path, rounds: int, threads: int) -> list[dict]:
+def race(layers: int, hidden: int, batches: Sequence[int], peers: Path, rounds: int, threads: int) -> list[dict]:
     """Rows of the table for one shape."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -228,7 +233,8 @@ def race(layers: int, hidden: int, peers: Path, rounds: int, threads: int) -> li
         contestants = [
             Contestant(peers if name in PEERS else Path(sys.executable), name, folder, threads) for name in names
         ]
-        for batch, repeats in BATCHES.items():
+        for batch in batches:
+            repeats = max(1, 5 // batch)
             for _ in range(rounds):
                 for contestant in contestants:
                     time.sleep(_REST)
@@ -253,7 +259,7 @@ def race(layers: int, hidden: int, peers: Path, rounds: int, threads: int) -> li
             "machine": describe(threads),
             "torch": torch.__version__,
         }
-        for batch in BATCHES
+        for batch in batches
         for contestant in contestants
     ]
 
@@ -294,6 +300,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="turns of each (9)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--shape", action="append", help="layers x hidden, as 6x512; can be repeated")
+    parser.add_argument("--batch", type=int, action="append", help="sentences; can be repeated (1 and 32)")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--step", choices=("prepare", "onnx"), help=argparse.SUPPRESS)
@@ -310,7 +317,8 @@ def main() -> None:
         return write_onnx(args.folder)
     if not args.peers.exists():
         raise SystemExit(f"{args.peers} does not exist: run make env-peers, or give a Python with the peers by --peers")
-    rows = [row for layers, hidden in shapes for row in race(layers, hidden, args.peers, args.rounds, args.threads)]
+    batches = args.batch or BATCHES
+    rows = [row for shape in shapes for row in race(*shape, batches, args.peers, args.rounds, args.threads)]
     for row in rows:
         print(*list(row.values())[:10], sep="\t")
     aside = args.out.with_suffix(".tmp")
