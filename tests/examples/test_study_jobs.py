@@ -16,6 +16,7 @@ import experiments
 import gather
 import job
 import jobs
+import memory
 import psutil
 import pytest
 import translation
@@ -232,6 +233,22 @@ def test_a_process_watched_for_its_memory_is_stopped_too(trainer):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert told.read_text().split()[1:] == ["saved"]
+
+
+IN_PIECES = """
+from train_large.allocation import keep_freed_memory
+keep_freed_memory()
+blocks, between = [], []
+for _ in range(16):
+    blocks.append(b"x" * (8 << 20))
+    between.append(b"x" * (32 << 10))
+blocks.clear()
+blocks = [b"x" * (9 << 20) for _ in range(16)]  # none fits where one of 8 MiB was
+"""
+
+
+def test_memory_that_was_freed_does_not_count():
+    assert 144 << 20 < memory.peak_bytes([sys.executable, "-c", IN_PIECES]) < 200 << 20  # and not 272
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """How much memory training takes: python memory.py SETTINGS.yaml RUN
 
 A few updates of the paper's own size on random tokens, on the CPU: the largest resident memory of the process, and of
-one that loads the same libraries and trains nothing. Writes memory.json.
+one that loads the same libraries and trains nothing. What is freed is given back to the system at once, so that this is
+what was in use, the same at every try: kept for what comes next (`train_large.allocation`), it is in pieces, into which
+more or less fits by chance, up to a sixth of all. Writes memory.json.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from train_large.errors import UserError
 from train_large.files import whole
 from train_large.processes import started
 from train_large.sizes import Size
+
+LARGE = 1 << 16
+"""Bytes from which on a block of memory is given back when it is freed."""
 
 
 def main() -> int:
@@ -62,8 +67,9 @@ def random_text(settings: DictConfig, data: Path, seed: int) -> None:
 
 def peak_bytes(command: list[str]) -> int:
     """The largest resident memory of a process, in bytes. Raises UserError if it fails."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(LARGE)}  # glibc's
     with tempfile.TemporaryFile() as output:
-        options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output, "env": environment}
         # It takes over the files that this process was given, the lock of job.py among them.
         with started(command, close_fds=False, **options) as (process, asked):
             _, status, usage = os.wait4(process.pid, 0)
