@@ -356,7 +356,8 @@ class BudgetedRun:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in fields.items()
         }
-        runlog.append(str(self._log_path), kind, self.counters, **fields)
+        with user_errors_end_the_run():
+            runlog.append(str(self._log_path), kind, self.counters, **fields)
 
     @property
     def _log_path(self) -> Path:

@@ -29,7 +29,7 @@ from fairseq.trainer import Trainer
 
 from fairseq_plugins import budgeted_run, keys
 from fairseq_plugins.lazy_run import LazyRun
-from fairseq_plugins.loading import check_before_loading
+from fairseq_plugins.loading import check_before_loading, misfit
 from fairseq_plugins.masking import make_masked_batches_whole
 from fairseq_plugins.run import fail, root_config, user_errors_end_the_run
 from train_large.compression.checkpoint import PLAIN_CLASSES
@@ -130,8 +130,7 @@ def validate_no_more_than_asked() -> None:
 
 
 def announce_loading() -> None:
-    """Refuse a checkpoint that cannot be the right one before it is loaded, and tell the budget when a run has been
-    taken up.
+    """Refuse a checkpoint that cannot be the right one, and tell the budget when a run has been taken up.
 
     Listens at `load_checkpoint` (fairseq/checkpoint_utils.py:210, 0.12.3.1), which meets a truncated file, pickled
     code or other sizes with a traceback, and the same number of entries in another order with nothing at all.
@@ -143,7 +142,12 @@ def announce_loading() -> None:
         path = _path_to_load(cfg, trainer.checkpoint_suffix)
         if path is not None and not PathManager.path_requires_pathmanager(path):
             check_before_loading(Path(path), trainer.get_model(), trainer.task)
-        loaded = upstream(cfg, trainer, **kwargs)
+        try:
+            loaded = upstream(cfg, trainer, **kwargs)
+        except Exception as error:  # of no kind of its own (fairseq/trainer.py:597)
+            if path is None or "Cannot load model parameters" not in str(error):
+                raise
+            fail(misfit(Path(path), trainer.get_model(), _why(error)))
         if budgeted_run.current is not None:
             extra_state, _ = loaded
             goes_on = extra_state is not None and not cfg.reset_meters and path != cfg.finetune_from_model
@@ -151,6 +155,12 @@ def announce_loading() -> None:
         return loaded
 
     checkpoint_utils.load_checkpoint = load_checkpoint
+
+
+def _why(error: Exception) -> str:
+    """What went wrong before `error`, in one line."""
+    lines = str(error.__context__ or error).splitlines()
+    return lines[min(1, len(lines) - 1)].strip()  # torch's first line names the class
 
 
 def begin_with_no_scores() -> None:
@@ -250,9 +260,11 @@ def announce_saving() -> None:
                 raise
             for unfinished in Path(cfg.save_dir).glob("*.pt.tmp"):
                 unfinished.unlink()
+            earlier = os.path.exists(_last(cfg, trainer.checkpoint_suffix))
+            before = "the one before it is whole" if earlier else "there is none before it"
             fail(
-                f"{cfg.save_dir}: the disk is full, so the checkpoint was not saved; the one before it is whole. "
-                "Make room and run the same command again."
+                f"{cfg.save_dir}: the disk is full, so the checkpoint was not saved; {before}. Make room and run the "
+                "same command again."
             )
         if run is not None:
             run.saved(path)
@@ -346,6 +358,51 @@ def refuse_unknown_keys() -> None:
     tasks.setup_task = setup_task
 
 
+def explain_the_data() -> None:
+    """End with one sentence where the data is not where the task looks for it, and where the number of classes is
+    missing.
+
+    Listens at `setup_task`, by which every task of `main` reads its dictionaries (fairseq_cli/train.py:100, 0.12.3.1).
+    """
+    upstream = tasks.setup_task
+
+    @functools.wraps(upstream)
+    def setup_task(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        if root_config(cfg) is None:
+            return upstream(cfg, *args, **kwargs)
+        if getattr(cfg, "num_classes", None) == -1:
+            fail("--num-classes: give the number of classes, or 1 with --regression-target.")
+        try:
+            return upstream(cfg, *args, **kwargs)
+        except FileNotFoundError as error:
+            missing = Path(str(error.filename))
+            inside = missing.parent / "data-bin"
+            fail(
+                f"{missing} is not there: give "
+                + (f"{inside}." if (inside / missing.name).exists() else "the folder that the data was prepared in.")
+            )
+
+    tasks.setup_task = setup_task
+
+
+def explain_the_save_dir() -> None:
+    """End with one sentence where checkpoints cannot be written.
+
+    Listens at `verify_checkpoint_directory` (fairseq/checkpoint_utils.py:872, 0.12.3.1), which lets the system's error
+    out.
+    """
+    upstream = checkpoint_utils.verify_checkpoint_directory
+
+    @functools.wraps(upstream)
+    def verify_checkpoint_directory(save_dir: str) -> None:
+        try:
+            upstream(save_dir)
+        except OSError as error:
+            fail(f"--save-dir {save_dir} cannot be written ({error.strerror}): give another folder.")
+
+    checkpoint_utils.verify_checkpoint_directory = verify_checkpoint_directory
+
+
 def _is_disk_full(error: BaseException) -> bool:
     """Whether `error`, or what it came from, says so: torch's own writer hides it in a RuntimeError."""
     seen: BaseException | None = error
@@ -362,6 +419,8 @@ allow_namespace_in_checkpoints()
 copy_whole_or_not_at_all()
 validate_no_more_than_asked()
 take_torchrun_on_a_cpu()
+explain_the_data()
+explain_the_save_dir()
 refuse_unknown_keys()
 announce_validation()
 announce_loading()

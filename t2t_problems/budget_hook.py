@@ -20,6 +20,7 @@ from absl import flags
 
 from t2t_problems import measures
 from t2t_problems.counters import Counters
+from t2t_problems.failure import user_errors_end_the_process
 from t2t_problems.hparams import size_of
 from train_large import runlog
 from train_large.budget import WallClock
@@ -196,7 +197,8 @@ class BudgetHook(tf.train.SessionRunHook):
 
     def _log(self, kind, **fields) -> None:
         if self._is_chief:
-            runlog.append(self._log_path, kind, self._values(), **fields)
+            with user_errors_end_the_process():
+                runlog.append(self._log_path, kind, self._values(), **fields)
 
     def _logged_wall_seconds(self) -> float:
         """The wall clock goes on through work that a kill has lost; only the log knows of it."""

@@ -14,6 +14,7 @@ from tensor2tensor.utils import decoding, expert_utils
 
 from t2t_problems import counters, measures
 from t2t_problems.bleu import paper_bleu
+from t2t_problems.failure import user_errors_end_the_process
 from train_large import runlog
 
 
@@ -48,7 +49,8 @@ class ScoreHook(tf.train.SessionRunHook):
             "approx_bleu": 100 * float(metrics["approx_bleu_score"]),
         }
         fields.update(self._translation_scores(path))
-        runlog.append(os.path.join(self._model_dir, runlog.NAME), "valid", used, **fields)
+        with user_errors_end_the_process():
+            runlog.append(os.path.join(self._model_dir, runlog.NAME), "valid", used, **fields)
 
     def _translation_scores(self, checkpoint) -> dict:
         sentences = self._hparams.bleu_sentences

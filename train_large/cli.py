@@ -27,31 +27,33 @@ ROBERTA_VOCABULARY = 50_265
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand. Returns the exit status: 0, or 2 with one sentence on standard error; 1 is doctor's, for what
     could not be told."""
-    words, passed_on = _split_at_dashes(list(sys.argv[1:] if arguments is None else arguments))
-    parser = _parser()
-    options = parser.parse_args(words)
-    if passed_on and options.command not in ("time-steps", "plan"):
-        parser.error("only time-steps and plan pass flags on to fairseq-train, behind --")
-    options.extra = passed_on
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    program = "train-large"
     try:
+        words, passed_on = _split_at_dashes(list(sys.argv[1:] if arguments is None else arguments))
+        parser = _parser()
+        options = parser.parse_args(words)
+        program += f" {options.command}"
+        if passed_on and options.command not in ("time-steps", "plan"):
+            parser.error("only time-steps and plan pass flags on to fairseq-train, behind --")
+        options.extra = passed_on
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         status: int | None = options.run(options)
         sys.stdout.flush()
     except UserError as error:
-        print(f"train-large {options.command}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `train-large ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         if error.filename is not None:
-            print(f"train-large {options.command}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+            print(f"{program}: error: {error.filename}: {error.strerror}", file=sys.stderr)
             return 2
-        print(f"train-large {options.command}: error: what it prints: {error.strerror}", file=sys.stderr)
+        print(f"{program}: error: what it prints: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest has nowhere to go
         return 2
     except KeyboardInterrupt:
-        print(f"train-large {options.command}: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         return 130
     return status or 0
 
@@ -256,8 +258,9 @@ def _sizes(options: argparse.Namespace) -> None:
     from train_large.sizes import ROBERTA, Size, size_rows
 
     sizes = [Size.parse(name) for name in options.sizes] or list(ROBERTA)
+    rows = list(size_rows(sizes, options.vocabulary, options.length, options.batch))
     print("size        parameters  without embeddings  FLOPs per update  learning rate")
-    for row in size_rows(sizes, options.vocabulary, options.length, options.batch):
+    for row in rows:
         print(
             f"{row.name:<10}{row.parameters / 1e6:>11.1f}M{row.parameters_without_embeddings / 1e6:>19.1f}M"
             f"{row.flops_per_update:>18.3g}{row.learning_rate:>15.3g}"
@@ -305,7 +308,13 @@ def _prepare_task(options: argparse.Namespace) -> None:
         seed=options.seed,
         workers=options.workers,
     )
-    print(f"{options.out}: {summary}")
+    sentences = "sentences" if summary.inputs == 1 else "pairs of sentences"
+    print(f"{options.out}: {sentences} of {len(summary.labels)} classes")
+    for name, counts in summary.splits.items():
+        shares = ", ".join(f"{label} {counts[label]:,}" for label in summary.labels)
+        print(f"  {name}: {sum(counts.values()):,} rows ({shares})")
+    if summary.left_out:
+        print(f"  left out: {summary.left_out:,} rows without a class")
 
 
 def _time_steps(options: argparse.Namespace) -> None:
@@ -366,8 +375,13 @@ def _pack(options: argparse.Namespace) -> None:
         f"{found.total.nonzero:,} not zero; weights {found.total.bytes_file:,} (entropy "
         f"{found.total.bytes_bound:,.0f}), {', '.join(['configuration', *files])} {found.bytes_beside:,}"
     )
-    if "encoder.json" not in files:
-        print("without a dictionary and BPE it cannot predict from text: give --data and --bpe", file=sys.stderr)
+    missing = [
+        what
+        for name, what in (("dict.txt", "dictionary (--data)"), ("encoder.json", "BPE (--bpe)"))
+        if name not in files
+    ]
+    if missing:
+        print(f"without a {' and a '.join(missing)} it cannot predict from text", file=sys.stderr)
 
 
 def _unpack(options: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ def whole(path: Path) -> Iterator[Path]:
             raise UserError(f"{path} is a directory: give the name of the file to write.")
         if not place.parent.is_dir():
             raise UserError(f"{path} could not be written: there is no folder {place.parent}; make it first.")
-        if place.exists() and not place.is_file():
+        if Path(path).exists() and not Path(path).is_file():  # not `place`: a pipe that a link leads to has no path
             raise UserError(f"{path} is a device or a pipe, whose place a file would take: give the name of a file.")
         yield aside
         with aside.open("rb+") as file:
@@ -35,7 +35,7 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(aside, place)
     except (OSError, RuntimeError) as error:  # torch's writer has a RuntimeError for a disk that fills up
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        if isinstance(error, RuntimeError) and shutil.disk_usage(place.parent).free < _NOTHING:
+        if isinstance(error, RuntimeError) and _is_full(place.parent):
             reason = os.strerror(errno.ENOSPC)
         raise UserError(
             f"{path} could not be written ({reason}) and is as it was: free some space or give another place."
@@ -43,6 +43,11 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+def _is_full(folder: Path) -> bool:
+    disk = shutil.disk_usage(folder)
+    return disk.free < _NOTHING and disk.total > 0  # /proc has nothing at all
 
 
 def write_text(path: Path, text: str) -> None:

@@ -60,10 +60,11 @@ def train_flops(
     }
     if head not in heads:
         raise UserError(f"'{head}' is not a head; choose one of {', '.join(heads)}.")
-    encoder = sum(
-        _attention(size, length, length, heads_of_layer) + _feed_forward(size, length, ffn)
-        for heads_of_layer, ffn in (layers or [(size.heads, size.ffn)] * size.layers)
-    )
+
+    def layer(heads: int, ffn: int) -> int:
+        return _attention(size, length, length, heads) + _feed_forward(size, length, ffn)
+
+    encoder = sum(layer(*shape) for shape in layers) if layers else size.layers * layer(size.heads, size.ffn)
     forward = _embedding(size, vocabulary, length) + encoder + heads[head]
     return float(FORWARD_AND_BACKWARD * sequences * forward)
 

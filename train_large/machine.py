@@ -17,7 +17,7 @@ def processor(root: Path = Path("/")) -> str:
         lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         lines = []
-    found = {}
+    found: dict[str, str] = {}
     for key, _, value in (line.partition(":") for line in lines):
         found.setdefault(key.strip(), value.strip())
     name = found.get("model name") or platform.processor() or platform.machine()

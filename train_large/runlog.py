@@ -7,6 +7,7 @@ Losses are in nats, perplexities are exp of them.
 Runs on Python 3.7 too: Tensor2Tensor's TF 1.15 environment imports it.
 """
 
+import errno
 import json
 import os
 
@@ -19,19 +20,29 @@ COUNTERS = ("updates", "train_seconds", "wall_seconds", "tokens", "flops")
 
 
 def append(path, kind, counters, **fields):
-    """Add one line to the log at `path`. `counters` maps each of COUNTERS to its value."""
+    """Add one line to the log at `path`. `counters` maps each of COUNTERS to its value.
+
+    Raises UserError where it cannot be written.
+    """
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is none of {KINDS}")
     line = {"kind": kind}
     line.update((name, counters[name]) for name in COUNTERS)
     line.update(fields)
     data = (json.dumps(line, allow_nan=False, default=float) + "\n").encode()
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    # One write for one line: a reader, or a second process after a kill, never meets two lines run into one.
-    with open(path, "ab", buffering=0) as log:
-        if log.tell() > 0 and not _ends_with_newline(path):
-            data = b"\n" + data
-        log.write(data)
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        # One write for one line: a reader, or a second process after a kill, never meets two lines run into one.
+        with open(path, "ab", buffering=0) as log:
+            if log.tell() > 0 and not _ends_with_newline(path):
+                data = b"\n" + data
+            if log.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise UserError(
+            f"{path}: the run log could not be written ({error.strerror}): make room, or give another folder, and run "
+            "the same command again."
+        ) from None
 
 
 def read(path):

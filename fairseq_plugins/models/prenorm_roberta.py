@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from fairseq_plugins.models import fast_encoder
 from fairseq_plugins.models.narrow_attention import reshape_layers
-from fairseq_plugins.run import per_layer
+from fairseq_plugins.run import fail, per_layer
 from train_large.allocation import keep_freed_memory
 from train_large.data.dictionary import digest
 from train_large.errors import UserError
@@ -233,7 +234,6 @@ def share_layers(layers: nn.ModuleList, share: str) -> None:
             layers[i].self_attn = layers[0].self_attn
 
 
-@register_model_architecture(MODEL, MODEL)
 def prenorm_roberta(args: Namespace | DictConfig) -> None:
     """Fill in what the command line, or the checkpoint that `args` is from, left open. Doing it twice changes nothing.
 
@@ -318,5 +318,18 @@ def _of_size(args: Namespace | DictConfig, size: Size) -> None:
     prenorm_roberta(args)
 
 
+def _register(name: str, fill: Callable[[Namespace], None]) -> None:
+    """Make `fill` the architecture `name`, by which fairseq fills in a command line, or ends it with one sentence."""
+
+    def filled(args: Namespace) -> None:
+        try:
+            fill(args)
+        except ValueError as error:
+            fail(str(error))
+
+    register_model_architecture(MODEL, name)(filled)
+
+
+_register(MODEL, prenorm_roberta)
 for _size in ROBERTA:
-    register_model_architecture(MODEL, f"{MODEL}_{_size.name}")(partial(_of_size, size=_size))
+    _register(f"{MODEL}_{_size.name}", partial(_of_size, size=_size))

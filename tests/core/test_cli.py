@@ -7,13 +7,15 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 
 import pilot_logs
 import pytest
 import torch
 
 from train_large import cli, step_times
-from train_large.compression import runtime
+from train_large.compression import conversion, runtime
+from train_large.data import glue
 
 
 def test_sizes_prints_the_figures_of_the_paper(capsys):
@@ -43,6 +45,8 @@ def test_sizes_prints_the_figures_of_the_paper(capsys):
         (["quantize", "nowhere.pt", "out.pt", "--target-bytes", "2MB"], "--target-bytes"),
         (["unpack", "nowhere.safetensors", "out.pt"], "nowhere.safetensors"),
         (["inspect", __file__], "test_cli.py"),
+        (["inspect", "."], ". is a directory"),
+        (["inspect", "/dev/null"], "/dev/null is empty"),
         (["predict", "nowhere.safetensors"], "nowhere.safetensors"),
         (["shrink", "nowhere.pt", "out.pt"], "nowhere.pt"),
         (["export-hf", "nowhere.pt", "folder"], "nowhere.pt"),
@@ -68,6 +72,51 @@ def test_bad_input_is_one_sentence_and_status_2(words, named, capsys, tmp_path, 
     assert named in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_no_size_is_too_large_for_a_table_and_a_bad_one_prints_none(capsys):
+    assert cli.main(["sizes", "99999999999l_64h"]) == 0
+    assert "99999999999l_64h" in capsys.readouterr().out
+    assert cli.main(["sizes", "--vocabulary", "0"]) == 2
+    assert not capsys.readouterr().out
+
+
+def test_ctrl_c_before_anything_was_read_is_no_traceback(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_parser", interrupted)
+    assert cli.main(["sizes"]) == 130
+    assert capsys.readouterr().err == "train-large: interrupted\n"
+
+
+def test_prepare_task_says_what_was_made(monkeypatch, capsys):
+    splits = {"train": {"neg": 1200, "pos": 7}, "valid": {"neg": 3, "pos": 0}}
+    monkeypatch.setattr(glue, "prepare_task", lambda *_, **__: glue.TaskSummary(("neg", "pos"), 1, splits, 5))
+    assert cli.main(["prepare-task", "in.tsv", "--task", "tsv", "--text", "text", "--out", "out"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "out: sentences of 2 classes",
+        "  train: 1,207 rows (neg 1,200, pos 7)",
+        "  valid: 3 rows (neg 3, pos 0)",
+        "  left out: 5 rows without a class",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "missing"),
+    [
+        ({}, "dictionary (--data) and a BPE (--bpe)"),
+        ({"dict.txt": "1 1\n"}, "BPE (--bpe)"),
+        ({"dict.txt": "1 1\n", "encoder.json": "{}"}, ""),
+    ],
+)
+def test_pack_says_what_prediction_lacks(tmp_path, monkeypatch, capsys, files, missing):
+    cfg = {"model": Namespace(arch="roberta_base", _name="roberta_base"), "task": {}, "criterion": {}}
+    state = {"cfg": cfg, "args": None, "model": {"w": torch.randn(4, 4)}, "optimizer_history": [], "extra_state": {}}
+    torch.save(state, tmp_path / "in.pt")
+    monkeypatch.setattr(conversion, "files_of", lambda *_: files)
+    assert cli.main(["pack", str(tmp_path / "in.pt"), str(tmp_path / "out.safetensors"), "--bits", "8"]) == 0
+    assert capsys.readouterr().err == (f"without a {missing} it cannot predict from text\n" if missing else "")
 
 
 def test_plan_answers_for_a_terminal_in_json_and_as_a_picture(tmp_path, capsys):

@@ -44,9 +44,22 @@ def test_torchs_word_for_a_full_disk_is_translated(tmp_path, monkeypatch):
 
     with pytest.raises(UserError, match="unexpected pos"):
         full()
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096, total=8192))
     with pytest.raises(UserError, match="No space left on device"):
         full()
+
+
+def test_a_file_system_without_room_for_anything_is_not_full(monkeypatch):
+    """/proc has none, and nothing that could be freed."""
+    with pytest.raises(UserError, match="its own reason"), whole("/proc/file"):
+        raise RuntimeError("its own reason")
+
+
+def test_a_pipe_that_a_link_leads_to_is_one():
+    _, end = os.pipe()
+    with pytest.raises(UserError, match="is a device or a pipe"), whole(f"/proc/self/fd/{end}"):
+        raise AssertionError("nothing can be written")
+    os.close(end)
 
 
 def test_a_failure_leaves_what_was_there(tmp_path):

@@ -88,6 +88,11 @@ def test_not_a_log(tmp_path):
         runlog.read(other)
 
 
+def test_a_full_disk_is_one_sentence():
+    with pytest.raises(UserError, match=r"^/dev/full: the run log could not be written \(No space left on device\)"):
+        runlog.append("/dev/full", "start", counters(0))
+
+
 def test_only_known_kinds_and_numbers_that_json_has(tmp_path):
     with pytest.raises(ValueError, match="lunch"):
         runlog.append(tmp_path / "log", "lunch", counters(0))

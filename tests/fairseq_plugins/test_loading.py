@@ -58,6 +58,36 @@ def test_a_truncated_checkpoint_and_one_with_code_are_refused(text, trained, tmp
     assert not witness.exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--encoder-layers", "2"], "it was trained with --encoder-layers 1, and this model has --encoder-layers 2: "),
+        (
+            ["--encoder-ffn-embed-dim", "20", "--max-positions", "20"],
+            "--encoder-ffn-embed-dim 64, --max-positions 16, ",
+        ),
+        (["--layer-ffn", "20"], "and this model has --encoder-ffn-embed-dim 20"),
+        (["--no-embedding-norm"], "with an embedding norm, and this model has --no-embedding-norm: "),
+        (["--arch", "roberta"], "with --arch prenorm_roberta, and this model has --arch roberta: "),
+        # Its weights would load, and compute something else.
+        (["--encoder-attention-heads", "4"], "it was trained with --encoder-attention-heads 2, not 4: give that."),
+    ],
+)
+def test_a_model_of_another_shape_is_told_which_flags_differ(text, trained, tmp_path, flags, told):
+    with pytest.raises(SystemExit) as ending:
+        run(text, *MLM, "--budget", "5s", "--finetune-from-model", trained, *flags, save_dir=tmp_path)
+    assert str(ending.value).startswith(f"error: {trained}: ")
+    assert told in str(ending.value)
+
+
+def test_weights_that_do_not_fit_for_no_flag_are_told_why(text, trained, tmp_path):
+    checkpoint = torch.load(trained, weights_only=False)
+    del checkpoint["model"]["encoder.lm_head.bias"]
+    torch.save(checkpoint, tmp_path / "less.pt")
+    with pytest.raises(SystemExit, match=r"not those of this model \(Missing key.* \"encoder.lm_head.bias\""):
+        run(text, *MLM, "--budget", "5s", "--finetune-from-model", tmp_path / "less.pt", save_dir=tmp_path)
+
+
 def test_the_digest_tells_order_from_order():
     a, b, c = Dictionary(), Dictionary(), Dictionary()
     for dictionary, words in ((a, "x y"), (b, "y x"), (c, "x y")):

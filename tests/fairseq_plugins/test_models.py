@@ -263,7 +263,7 @@ def test_a_bare_namespace_is_filled_in():
     ],
 )
 def test_what_cannot_be_built_is_refused_by_the_name_of_its_flag(flags, named):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(SystemExit, match=named):
         command_line("prenorm_roberta", *flags)
 
 
@@ -365,5 +365,5 @@ def test_embeddings_start_as_in_bert_unless_told():
 
 @pytest.mark.parametrize("flags", [("--embedding-std", "0"), ("--embedding-std", "-1")])
 def test_an_embedding_without_spread_is_refused(flags):
-    with pytest.raises(ValueError, match="--embedding-std"):
+    with pytest.raises(SystemExit, match="--embedding-std"):
         build("prenorm_roberta", *flags)

@@ -89,6 +89,25 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_the_checkpoint_before_it
     assert lines[-1]["updates"] == 6
 
 
+def test_with_no_checkpoint_yet_a_full_disk_does_not_speak_of_one(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "save_checkpoint", full_disk)
+    with pytest.raises(SystemExit, match="the checkpoint was not saved; there is none before it"):
+        run(text, *MLM, "--budget", "1h", "--max-update", "2", "--disable-validation", save_dir=tmp_path)
+
+
+def test_data_that_is_not_there_is_named_and_what_is_meant(text, tmp_path):
+    with pytest.raises(SystemExit, match=f"{tmp_path}/dict.txt is not there: give the folder"):
+        run(tmp_path, *MLM, "--budget", "1s", save_dir=tmp_path / "run")
+    (tmp_path / "data-bin").symlink_to(text)
+    with pytest.raises(SystemExit, match=f"{tmp_path}/dict.txt is not there: give {tmp_path}/data-bin."):
+        run(tmp_path, *MLM, "--budget", "1s", save_dir=tmp_path / "run")
+
+
+def test_a_save_dir_that_cannot_be_made_is_named(text):
+    with pytest.raises(SystemExit, match="--save-dir /proc/nothing cannot be written .*: give another folder"):
+        run(text, *MLM, "--budget", "1s", save_dir="/proc/nothing")
+
+
 def test_validation_and_saving_are_announced_at_functions_that_upstream_still_calls():
     from fairseq_cli import train
 

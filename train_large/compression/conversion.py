@@ -123,7 +123,8 @@ def pack_checkpoint(source: Path, target: Path, method: Method, files: Mapping[s
         tensors = quantized(checkpoint["model"], method.quantizer(checkpoint, files))
         return write_packed(tensors, described, files, target)
     except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+        of_target = str(error).startswith(f"{target} ")  # which is written while the weights are read
+        raise UserError(str(error) if of_target else f"{source}: {error}") from error
 
 
 def unpack_checkpoint(source: Path, target: Path) -> StorageSummary:
@@ -219,7 +220,7 @@ def _has_classes(checkpoint: Mapping[str, Any], text: str, name: str) -> bool:
     if outputs and len(names) not in outputs:
         raise UserError(
             f"{name} names {len(names)} classes ({', '.join(names[:5])}) and the model has {outputs[0]}: give the data "
-            "that it was finetuned on."
+            f"that it was finetuned on, or finetune it on these with --num-classes {len(names)}."
         )
     return True
 

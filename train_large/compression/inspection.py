@@ -13,7 +13,7 @@ from torch import Tensor
 
 from train_large.compression.packed import Part, read_index, read_packed
 from train_large.compression.quantization import Quantized, dequantize
-from train_large.compression.storage import RANGE_BYTES
+from train_large.compression.storage import RANGE_BYTES, is_buffer
 from train_large.errors import UserError
 from train_large.files import whole
 
@@ -68,12 +68,14 @@ def inspect(path: Path, original: Mapping[str, Tensor] | None = None) -> Inspect
         if entry.part is None:
             continue
         bits_here = tensor.coded_bits if isinstance(tensor, Quantized) else 8 * tensor.dtype.itemsize
+        parameters = 0 if is_buffer(entry.name) else entry.count  # a buffer takes bytes alone
+        nonzero = _nonzero(tensor) if parameters else 0
         row = Inspected(
             name=entry.name,
-            parameters=entry.count,
-            nonzero=_nonzero(tensor),
+            parameters=parameters,
+            nonzero=nonzero,
             bits=bits_here,
-            bytes_paper=-(-_nonzero(tensor) * bits_here // 8),
+            bytes_paper=-(-nonzero * bits_here // 8),
             bytes_file=taken[entry.name],
             bytes_bound=bounds[entry.name],
         )
@@ -82,7 +84,7 @@ def inspect(path: Path, original: Mapping[str, Tensor] | None = None) -> Inspect
             sums += errors
             row = _with_errors(row, errors)
         rows.append(row)
-    bits = {row.bits for row in rows}
+    bits = {row.bits for row in rows if row.parameters}
     total = Inspected(
         name="total",
         parameters=sum(row.parameters for row in rows),

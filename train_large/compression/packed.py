@@ -316,6 +316,8 @@ class Index:
 def read_index(path: Path) -> tuple[Index, memoryview]:
     """The index of a packed file, and the bytes of its blocks. Raises UserError as `read_packed` does."""
     path = Path(path)
+    if path.is_dir() or (path.exists() and path.stat().st_size == 0):
+        raise UserError(f"{path} is {'a directory' if path.is_dir() else 'empty'}: give {WANTED}.")
     try:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}

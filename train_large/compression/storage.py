@@ -67,7 +67,12 @@ class StorageSummary:
 
 def is_parameter(name: str, tensor: Tensor) -> bool:
     """Whether a state dict's entry is a trained weight: of floating point, and not a buffer by its name."""
-    return tensor.is_floating_point() and name.rpartition(".")[2] not in BUFFERS
+    return tensor.is_floating_point() and not is_buffer(name)
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a state dict's entry is by its name what a module keeps beside its weights."""
+    return name.rpartition(".")[2] in BUFFERS
 
 
 def tied_to(state: Mapping[str, Tensor]) -> dict[str, str]:

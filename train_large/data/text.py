@@ -186,7 +186,8 @@ def _settle_bpe(
     else:
         every = 1 + sum(file.path.stat().st_size for file in files) // _BPE_SAMPLE_BYTES
         training = (line for document, line in number_lines(files) if depth[document] >= 0)
-        logger.info("training a byte-level BPE of %d entries on every %d. line", vocabulary_size, every)
+        sample = "all lines" if every == 1 else f"one line in {every:,}"
+        logger.info("training a byte-level BPE of at most %d entries on %s", vocabulary_size, sample)
         for name, content in bpe.train_bpe(itertools.islice(training, 0, None, every), vocabulary_size).items():
             (destination / name).write_text(content, encoding="utf-8")
     return bpe.load_bpe(destination / "encoder.json", destination / "vocab.bpe")

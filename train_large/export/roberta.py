@@ -25,7 +25,6 @@ NORM_EPSILON = 1e-5  # fairseq's, in every norm
 
 # What the classes compute, by the option of fairseq that could say otherwise; True and False for flags without a value.
 FIXED = {
-    "encoder_normalize_before": True,
     "activation_fn": "gelu",
     "no_scale_embedding": True,
     "no_token_positional_embeddings": False,
@@ -47,8 +46,7 @@ class Exported:
     """A model in Hugging Face's form.
 
     config: what config.json holds, label names apart. tensors: by Hugging Face's names, float32, no two of them on the
-    same memory. source: the fairseq names of the tensors taken over. classes: outputs of the head, None for a masked
-    language model.
+    same memory. classes: outputs of the head, None for a masked language model.
     """
 
     config: dict[str, Any]
@@ -69,13 +67,14 @@ def convert(cfg: Mapping[str, Any], state: Mapping[str, Tensor], head: str | Non
         raise UserError(
             f"--arch {arch} is in the way: only pre-norm RoBERTa (prenorm_roberta, roberta_prenorm) can be exported"
         )
+    if f"{ENCODER}layer_norm.weight" not in state:
+        raise UserError(
+            f"--arch {arch} is in the way: it is post-norm (no --encoder-normalize-before), and only pre-norm models "
+            "can be exported; `train-large pack` and `predict` take it as it is"
+        )
     head = _choose_head(state, head)
     # An older release's arguments may lack an option that came later: then it had the default, which is fairseq's own.
     _check_options(model, FIXED if head is None else {**FIXED, **FIXED_IN_HEAD})
-    if f"{ENCODER}layer_norm.weight" not in state:
-        raise UserError(
-            f"--arch {arch} without --encoder-normalize-before is in the way (post-norm): give a pre-norm model"
-        )
 
     norm = f"{ENCODER}layernorm_embedding.weight" in state
     classes = None if head is None else _matrix(state, f"{HEADS}{head}.out_proj.weight")[0]

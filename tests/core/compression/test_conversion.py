@@ -22,6 +22,7 @@ from train_large.compression.conversion import Method, files_of, pack_checkpoint
 from train_large.compression.inspection import inspect
 from train_large.compression.packed import read_packed
 from train_large.compression.quantization import dequantize, quantize_state, quantize_tensor
+from train_large.compression.storage import storage
 from train_large.data import folder
 from train_large.data.dictionary import digest
 from train_large.data.documents import digest as file_digest
@@ -387,6 +388,12 @@ def test_where_no_digest_is_known_the_number_of_entries_counts(roberta):
         files_of(checkpoint)
 
 
+def test_what_cannot_be_written_is_the_target(checkpoint):
+    nowhere = checkpoint.parent / "nowhere" / "p.safetensors"
+    with pytest.raises(UserError, match=f"^{nowhere} could not be written"):
+        pack_checkpoint(checkpoint, nowhere, Method(8))
+
+
 def test_inspection_counts_and_measures(checkpoint):
     target = checkpoint.with_name("p.safetensors")
     size = pack_checkpoint(checkpoint, target, Method(4))
@@ -404,6 +411,7 @@ def test_inspection_counts_and_measures(checkpoint):
     assert fc.bytes_bound == pytest.approx(codes.size * -(shares * np.log2(shares)).sum() / 8 + 8)
     embedding = found.tensors[1]
     assert (embedding.parameters, embedding.nonzero, embedding.bits, embedding.bytes_paper) == (240, 232, 4, 116)
-    assert found.total.parameters == 1 + 240 + 64
+    assert found.total.parameters == 240 + 64 == storage(before, 4).parameters
+    assert found.tensors[0].parameters == 0  # a buffer
     with pytest.raises(UserError, match=r"fc\.weight"):
         inspect(target, {**before, "fc.weight": torch.zeros(3)})

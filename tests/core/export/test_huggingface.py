@@ -212,7 +212,7 @@ class TestLabels:
 @pytest.mark.parametrize(
     ("arch", "flags", "named"),
     [
-        ("roberta_base", (), "no --encoder-normalize-before"),
+        ("roberta_base", (), "--arch roberta_base"),
         ("roberta_prenorm", ("--activation-fn", "relu"), "--activation-fn relu"),
         ("roberta_prenorm", ("--pooler-activation-fn", "relu"), "--pooler-activation-fn relu"),
         ("roberta_prenorm", ("--spectral-norm-classification-head",), "--spectral-norm-classification-head"),
