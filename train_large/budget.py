@@ -3,8 +3,7 @@
 What counts (shared by all adapters):
 
 - ``train``: from the start of an update to the end of its optimizer step, waiting for data included; validation,
-saving, loading,
-  graph building and compilation excluded.
+  saving, loading, graph building and compilation excluded.
 - ``wall``: everything since the process started, all restarts added up.
 - ``calibrated``: updates times the seconds per update that ``train-large time-steps`` measured (paper, section 2.2).
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import math
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from train_large import budget
 from train_large.budget import (
     Budget,
     HostTimer,
@@ -19,6 +26,8 @@ from train_large.budget import (
     warmup_then_linear,
 )
 from train_large.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -197,3 +206,55 @@ def test_unknown_clock_and_missing_limit():
         Budget(10, "lunar")
     with pytest.raises(UserError, match="--budget"):
         Budget(None).fraction(1)
+
+
+def test_the_host_s_time_goes_on_while_nothing_is_computed_and_whoever_sets_the_clock(monkeypatch):
+    """Waiting for data is charged; and on a machine whose clock is set back all the time, no less."""
+    back = itertools.count(0, -1000)
+    monkeypatch.setattr(time, "time", lambda: float(next(back)))
+    spec = importlib.util.spec_from_file_location("budget_of_a_wrong_clock", budget.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    timer, clock = module.HostTimer(), module.TrainClock()
+    before = time.monotonic()
+    start = timer.mark()
+    clock.begin_update()
+    time.sleep(0.1)
+    clock.end_update()
+    passed, most = timer.between(start, timer.mark()), time.monotonic() - before
+    assert 0.1 <= passed <= most + 1e-3
+    assert 0.1 <= clock.seconds <= most + 1e-3
+    clock.interrupt()
+    assert 0.1 <= clock.seconds <= most + 1e-3
+
+
+def test_a_process_knows_when_it_was_started_and_not_when_it_asks():
+    code = "import time; time.sleep(0.5); from train_large.budget import process_start_time as p; print(p())"
+    before = time.time()
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    after = time.time()
+    told = float(child.communicate()[0])
+    assert before - 0.1 <= told <= after + 0.1  # the kernel tells hundredths
+    assert time.time() - told >= 0.5
+
+
+def test_a_name_with_brackets_and_blanks_is_no_field(monkeypatch):
+    """Field 2 of /proc/self/stat is the name of the program, which may hold anything."""
+    expected = process_start_time()
+    with open("/proc/self/comm") as comm:
+        name = comm.read().strip()
+    try:
+        Path("/proc/self/comm").write_text(") 1 2 (3")
+        assert abs(process_start_time() - expected) < 0.1
+    finally:
+        Path("/proc/self/comm").write_text(name)
+
+
+def test_the_fraction_of_a_budget_below_zero_is_its_beginning():
+    assert budget.warmup_then_linear(-0.5, 0.2) == 0
+
+
+def test_the_wall_clock_goes_from_the_start_of_the_process_and_never_back():
+    assert WallClock(5.0).seconds == pytest.approx(5 + time.time() - process_start_time(), abs=0.1)
+    assert WallClock(5.0).seconds > 5.2  # Python and pytest were imported meanwhile
+    assert WallClock(100.0, started=50, now=lambda: 40.0).seconds == 100

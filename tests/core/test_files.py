@@ -97,3 +97,24 @@ def test_a_folder_goes_whole(tmp_path, monkeypatch):
     remove(place)
     remove(place)  # is not there
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.fstat(file).st_size) or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda *names: done.append("renamed") or replace(*names))
+    with whole(tmp_path / "file") as aside:
+        aside.write_text("12345")
+    assert done == [5, "renamed"]
+
+
+def test_a_folder_is_no_place_for_a_file(tmp_path):
+    with pytest.raises(UserError, match="is a directory: give the name of the file"), whole(tmp_path):
+        raise AssertionError("nothing can be written")
+
+
+def test_only_torchs_word_is_translated(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096, total=8192))
+    with pytest.raises(UserError, match="Permission denied"), whole(tmp_path / "file"):
+        raise PermissionError(13, "Permission denied")

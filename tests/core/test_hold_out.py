@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 
+import numpy as np
 import pytest
-from pilot_logs import BIGGER, SIZES, TRUTH, write_logs
+from pilot_logs import BIGGER, SIZES, TRUTH, write_log, write_logs
 
+from train_large import hold_out as hold_out_module
 from train_large.errors import UserError
 from train_large.hold_out import hold_out
+from train_large.pilot_runs import read_pilots
 from train_large.report.plans import as_json, describe_hold_out
 
 
@@ -45,3 +50,37 @@ def test_hold_out_needs_four_sizes(logs):
 def test_hold_out_needs_something_to_fit(logs):
     with pytest.raises(UserError, match="no run has a validation in its first 1%"):
         hold_out(logs, "time", 0.01)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """Of four sizes, of which two are held out."""
+    return write_logs(tmp_path_factory.mktemp("four"), TRUTH, (*SIZES[:3], BIGGER))
+
+
+def test_what_is_held_out_does_not_show_in_the_prediction(four, tmp_path):
+    def predicted(logs):
+        return [(each.size, each.predicted, each.interval) for each in hold_out(logs, "size", draws=3).errors]
+
+    worse = [
+        *four[:2],
+        *(write_log(tmp_path / size.name, size, dataclasses.replace(TRUTH, floor=2.5)) for size in (SIZES[2], BIGGER)),
+    ]
+    assert predicted(worse) == predicted(four)
+
+
+def test_the_pick_is_by_the_cautious_quantile_and_the_regret_is_measured(four, monkeypatch):
+    """The largest has the better median, but a quarter and more of its draws are worse than all of the others'."""
+    seen = []
+
+    def drawn(law, size, parameters, tokens, pilots):
+        seen.append({pilot.size for pilot in pilots})
+        return np.log({SIZES[1]: [4.0] * 10, BIGGER: [3.0] * 6 + [9.0] * 4}.get(size, [5.0] * 10))
+
+    monkeypatch.setattr(hold_out_module, "drawn", drawn)
+    held = hold_out(four, "size", draws=1)
+    truths = {pilot.size.name: math.exp(pilot.losses[-1]) for pilot in read_pilots(four)}
+    assert held.pick == SIZES[1].name
+    assert held.best == min(truths, key=truths.get)
+    assert held.regret == pytest.approx(truths[held.pick] / truths[held.best] - 1)
+    assert seen == [set(SIZES[:2])] * 4

@@ -7,7 +7,16 @@ import math
 
 import numpy as np
 import pytest
-from pilot_logs import LENGTH, SIZES, VOCABULARY, Truth, parameters, seconds_per_token, write_log, write_logs
+from pilot_logs import (
+    LENGTH,
+    SIZES,
+    VOCABULARY,
+    Truth,
+    parameters,
+    seconds_per_token,
+    write_log,
+    write_logs,
+)
 
 from train_large import runlog
 from train_large.errors import UserError
@@ -167,3 +176,39 @@ def test_a_log_without_a_size(tmp_path):
     runlog.append(tmp_path / runlog.NAME, "start", dict.fromkeys(runlog.COUNTERS, 0))
     with pytest.raises(UserError, match="does not say the size"):
         read_pilots([tmp_path])
+
+
+def test_a_run_up_to_a_validation_has_it(tmp_path):
+    (pilot,) = read_pilots([write_log(tmp_path, SIZES[0], Truth())])
+    assert len(pilot.until(pilot.seconds[4]).losses) == 5
+
+
+def test_of_several_subsets_valid_counts_and_of_its_lines_those_with_a_loss(tmp_path):
+    folder = write_log(tmp_path, SIZES[0], Truth())
+    (before,) = read_pilots([folder])
+    lines = [json.loads(line) for line in (folder / runlog.NAME).read_text().splitlines()]
+    more = []
+    for line in lines:
+        if line["kind"] == "valid":
+            more.append({**line, "subset": "valid1", "loss": 9.0})
+            more.append(line)
+            bleu = {name: value for name, value in line.items() if name not in ("loss", "perplexity")}
+            more.append({**bleu, "bleu": 3.0})
+        else:
+            more.append(line)
+    (folder / runlog.NAME).write_text("".join(json.dumps(line) + "\n" for line in more))
+    (after,) = read_pilots([folder])
+    assert np.array_equal(after.losses, before.losses)
+
+
+def test_at_a_constant_rate_all_tokens_are_learned(tmp_path):
+    folder = write_log(tmp_path, SIZES[0], Truth())
+    lines = [json.loads(line) for line in (folder / runlog.NAME).read_text().splitlines()]
+    lines = [{**line, "lr": 1e-3} if line["kind"] == "train" else line for line in lines]
+    (folder / runlog.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (pilot,) = read_pilots([folder])
+    assert pilot.learned == pytest.approx(pilot.tokens)
+
+
+def test_below_the_smallest_its_own_slope_goes_on():
+    assert _between(1.0, {2.0: 2.0, 4.0: 2.0 * 2**0.5, 8.0: 4.0 * 2**0.5}) == pytest.approx(2.0 * 2**-0.5)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import forked
+import numpy as np
 import pytest
 
 from train_large import pilots, runlog
@@ -253,3 +254,50 @@ def test_fairseq_makes_logs_that_can_be_planned_from(tmp_path):
     assert all(pilot.seconds[-1] >= 4 and len(pilot.losses) > 1 for pilot in found)
     assert found[0].length == 16
     assert run_pilots(recipe, SIZES, tmp_path / "out", say=lambda _: None) == folders
+
+
+def interval(tmp_path, monkeypatch, seconds, durations):
+    """What `_interval` makes of a probe whose updates take so long, and the words of the probe."""
+    words: list[str] = []
+
+    def probe(command, *_):
+        words.extend(command)
+        log = Path(command[command.index("--save-dir") + 1]) / runlog.NAME
+        for n, at in enumerate(np.cumsum(durations), start=1):
+            runlog.append(log, "train", dict(zip(runlog.COUNTERS, (n, at, at, n, n))))
+
+    monkeypatch.setattr(pilots, "_fairseq", probe)
+    recipe = Recipe(tmp_path, f"{seconds}s", ("--lr", "1", "--budget", "9m"))
+    return pilots._interval(recipe, Size(1, 16), tmp_path / "log"), words
+
+
+def test_a_slow_start_of_the_probe_does_not_count(tmp_path, monkeypatch):
+    updates, words = interval(tmp_path, monkeypatch, 30, [9.0] * 10 + [0.75] * 10)
+    assert updates == 3  # 2.67: no more than 15 validations
+    # Twentieth part of the budget, and it comes last.
+    assert [after for word, after in zip(words, words[1:]) if word == "--budget"][-1] == "1.500"
+
+
+def test_of_a_flag_that_is_given_twice_the_last_counts():
+    words = ("--validate-interval-updates", "7", "--validate-interval-updates=9")
+    assert pilots._given("--validate-interval-updates", words) == 9
+
+
+def test_how_often_to_validate_is_found_out_once(recipe, tmp_path):
+    """A pilot that goes on validates as often as before, or its curve would change on the way."""
+    run(recipe)
+    folder = tmp_path / "out" / "1l_16h"
+    settings, log = folder / pilots.SETTINGS, folder / runlog.NAME
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "interval": 5}))
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))  # its end
+    before = (tmp_path / "told").read_text().count("\n")
+    run(recipe)
+    words = told(recipe)[-1]
+    assert words[words.index("--validate-interval-updates") + 1] == "5"
+    assert (tmp_path / "told").read_text().count("\n") == before + 1  # no probe
+
+
+def test_all_that_was_printed_is_kept(recipe, tmp_path):
+    run(recipe)
+    printed = (tmp_path / "out" / "logs" / "1l_16h.log").read_text()
+    assert printed.count("$ ") == printed.count("CUDA went away") == 2  # of the probe, then of the run

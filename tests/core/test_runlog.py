@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from train_large import runlog
@@ -99,3 +100,30 @@ def test_only_known_kinds_and_numbers_that_json_has(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         runlog.append(tmp_path / "log", "train", counters(0), loss=float("nan"))
     assert not (tmp_path / "log").exists() or json.loads((tmp_path / "log").read_text() or "{}") == {}
+
+
+def test_what_was_said_last_of_a_run_counts(tmp_path):
+    path = tmp_path / runlog.NAME
+    counters = dict.fromkeys(runlog.COUNTERS, 0)
+    runlog.append(path, "start", counters, budget_seconds=60, layers=2)
+    runlog.append(path, "resume", counters, budget_seconds=120)
+    said = runlog.facts(runlog.read(path))
+    assert (said["budget_seconds"], said["layers"]) == (120, 2)
+
+
+def test_a_run_that_was_taken_up_again_is_not_used_up(tmp_path):
+    path = tmp_path / runlog.NAME
+    for kind, reason in (("start", None), ("stop", "budget"), ("resume", None), ("train", None)):
+        runlog.append(path, kind, dict.fromkeys(runlog.COUNTERS, 0), reason=reason)
+        assert runlog.is_used_up(runlog.read(path)) is (kind == "stop")
+
+
+def test_numbers_of_numpy_are_written(tmp_path):
+    path = tmp_path / runlog.NAME
+    runlog.append(path, "train", dict.fromkeys(runlog.COUNTERS, np.int64(3)), loss=np.float32(0.5))
+    (line,) = runlog.read(path)
+    assert (line["updates"], line["loss"]) == (3, 0.5)
+
+
+def test_what_ctrl_c_ended_is_not_finished():
+    assert not runlog.is_finished([{"kind": "stop", "reason": "interrupted"}])

@@ -334,8 +334,11 @@ class Script(FairseqTrain):
         return [sys.executable, "-c", textwrap.dedent(before) + textwrap.dedent(self.extra[0])]
 
 
-def watched(program: str, enough: int = 3, memory_limit: int = 2**34) -> Trial:
-    runner = Script(Path("DATA"), Path("."), length=10, memory_limit=memory_limit, extra=(program,))
+def watched(
+    program: str, enough: int = 3, memory_limit: int = 2**34, kind: type[Script] | None = None, **settings: object
+) -> Trial:
+    kind = kind or Script
+    runner = kind(Path("DATA"), Path("."), length=10, memory_limit=memory_limit, extra=(program,), **settings)
     return runner(TINY, 2, 2, 50, lambda durations: len(durations) >= enough)
 
 
@@ -473,3 +476,84 @@ def test_fairseq_train_is_timed(tmp_path, monkeypatch):
             memory_limit=100 * 2**20,
             say=said.append,
         )
+
+
+def test_another_dictionary_is_another_row(data):
+    timed(data, [TINY], Machine(room=256))
+    (data / "dict.txt").write_text("".join(f"w{i} 1\n" for i in range(15)))
+    timed(data, [TINY], Machine(room=64))
+    table = data.parent / "table.csv"
+    assert [(row.vocabulary, row.micro_batch) for row in read_step_times(table)] == [(100, 16), (20, 4)]
+    for row in read_step_times(table):
+        assert seconds_per_update(table, TINY, 16, 32, vocabulary=row.vocabulary) == row.seconds_per_update
+    with pytest.raises(UserError, match="several rows"):
+        seconds_per_update(table, TINY, 16, 32)
+
+
+def test_a_table_of_another_device_is_left_alone(data):
+    (row,) = timed(data, [TINY], Machine(room=256))
+    step_times._write(data.parent / "table.csv", [dataclasses.replace(row, device="Tesla K80")])
+    with pytest.raises(UserError, match="Tesla K80"):
+        timed(data, [SMALL], Machine(room=256))
+
+
+def test_with_cpu_behind_it_the_machine_is_asked_about_its_cpu(data, monkeypatch):
+    asked, where = [], step_times._machine
+    monkeypatch.setattr(step_times, "_machine", lambda kind, user_dir: asked.append(kind) or where("cpu", user_dir))
+    timed(data, [TINY], Machine(room=256), extra=["--cpu"])
+    timed(data, [TINY], Machine(room=256))
+    assert asked == ["cpu", "torch"]
+
+
+def test_a_table_that_cannot_be_written_is_told_before_a_size_is_timed(data):
+    machine, place = Machine(room=256), data / "dict.txt" / "table.csv"
+    with pytest.raises(UserError, match="table.csv cannot be written .*give another --out"):
+        time_steps(data, [TINY], place, batch=16, length=32, user_dir=ROOT / "fairseq_plugins", run=machine)
+    assert not machine.runs
+
+
+LOG = """
+    append("start", 0, 0.0, 0)
+    for n in (1, 2, 3):
+        append("train", n, float(n), 40 * n)
+    time.sleep(30)
+"""
+
+
+def test_the_peak_is_the_most_there_was(data):
+    trial = watched(f"""
+    a = b"x" * (300 * 2**20)
+    time.sleep(2)
+    del a
+    time.sleep(1){LOG}""")
+    assert trial.peak_memory_bytes > 300 * 2**20
+
+
+def test_memory_of_what_children_start_counts(data):
+    inner = "import time; a = b'x' * (300 * 2**20); time.sleep(30)"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    program = f"import subprocess; subprocess.run([sys.executable, '-c', {outer!r}])"
+    runner = Script(Path("DATA"), Path("."), length=10, memory_limit=250 * 2**20, extra=(program,))
+    assert not runner(TINY, 2, 2, 50, lambda durations: False).fits
+
+
+def test_there_are_updates_enough_though_some_are_short(data):
+    asked = []
+
+    class Told(Script):
+        def command(self, size, micro_batch, update_freq, max_updates, save_dir):
+            asked.append(max_updates)
+            return super().command(size, micro_batch, update_freq, max_updates, save_dir)
+
+    watched(LOG, kind=Told)
+    assert asked == [100]
+
+
+def test_of_a_device_its_own_memory_is_told(data):
+    said = '{"gb_free": "5.5", "gb_total": "15.5"}'
+    trial = watched(
+        f"""
+    print({said!r}, flush=True){LOG}""",
+        own_memory=True,
+    )
+    assert trial.peak_memory_bytes == 10 * 2**30

@@ -90,3 +90,36 @@ def test_what_is_said_of_the_committed_studies():
     committed = [root / "docs/results" / name for name in ("pocket", "again")]
     last = agreement.told(agreement.compare(*committed)).splitlines()[-1]
     assert f"> {last}\n" in (root / "user_dir_examples/study/README.md").read_text()
+
+
+def test_inside_is_not_by_the_second_ones_interval():
+    """Seeds that differ much have a wide interval; it does not make their mean one that the first study said."""
+    first, again = Comparison("", "", (1.0, 1.1, 0.9)), Comparison("", "", (-2.0, 8.0, 0.0))
+    assert again.low < first.mean < again.high
+    assert not agreement.inside(first, again)
+    assert agreement.inside(again, first)
+
+
+def test_what_only_the_second_has_measured_makes_a_claim_not_whole(results, tmp_path):
+    part = tmp_path / "part"
+    shutil.copytree(results / "depth", part / "depth")
+    found = {claim.claim: claim for claim in agreement.compare(part, results)}
+    assert not found["Larger models reach a perplexity in fewer updates."].complete
+
+
+def test_what_is_told_is_the_first_study_s_verdict_and_the_second_ones_mean():
+    first, again = Comparison("a / b", "points", (1.0, 1.1, 0.9)), Comparison("a / b", "points", (5.0, 5.1, 4.9))
+    repeated = agreement.Repeated("A claim.", ("holds", "does not hold"), ((first, again),), True)
+    claim, line, last = agreement.told([repeated]).splitlines()
+    assert claim == "A claim. holds, again: does not hold"
+    assert line == f"  OUT    5.000 in [{first.low:.3f}, {first.high:.3f}] points: a / b"
+    assert last.startswith("0 of 1 comparisons")
+
+
+def test_verdicts_are_in_the_order_of_the_studies(results, tmp_path):
+    one = study_results.write(tmp_path, "depth", seeds=(1,))
+    (claim, *_) = [
+        c for c in agreement.compare(results, one) if c.claim.startswith("Larger models reach a perplexity in fewer")
+    ]
+    assert claim.verdicts[1] == "cannot be told"
+    assert claim.verdicts[0] != "cannot be told"

@@ -119,7 +119,8 @@ def test_a_translation_is_timed_by_its_own_settings():
 
 def test_a_table_of_step_times_is_of_one_processor(tmp_path, monkeypatch):
     table = tmp_path / "times.csv"
-    settings = experiments.load(None, [f"step_times={table}", f"out={tmp_path}/out"])
+    own = [f"step_times={table}", f"out={tmp_path}/out", f"translate.python={sys.executable}"]
+    settings = experiments.load(None, own)
     monkeypatch.setattr(step_times.job, "run", lambda *_: None)
     monkeypatch.setattr(step_times, "_seconds_per_update", lambda *_: 0.03)
     monkeypatch.setattr(step_times.machine, "processor", lambda: "Cray-1")
@@ -131,7 +132,7 @@ def test_a_table_of_step_times_is_of_one_processor(tmp_path, monkeypatch):
     assert {row["processor"] for row in rows} == {"Cray-1"}
     monkeypatch.setattr(step_times.machine, "processor", lambda: "Cray-2")
     step_times.measure(settings)  # nothing is missing
-    longer = experiments.load(None, [f"step_times={table}", f"out={tmp_path}/out", "pretrain.length=32"])
+    longer = experiments.load(None, [*own, "pretrain.length=32"])
     with pytest.raises(UserError, match="Cray-1.*Cray-2") as error:
         step_times.measure(longer)
     assert "\n" not in str(error.value)
@@ -165,6 +166,10 @@ def plan(changes):
         (["budget=soon"], "soon"),
         (["seeds=[1,1]"], "seeds"),
         (["pretrain.validations=6"], "validations"),
+        (["prune.levels=[0.9,0.15]"], "prune.levels: '0.9,0.15': 0.15 comes after 0.9"),
+        (["prune.levels=[0.5,1.5]"], "prune.levels: .* 1.5 is not between 0 and 1"),
+        (["measure.bits=[32,99]"], "measure.bits: 99: give a whole number"),
+        (["experiments.mine={memory: {share: some}}"], "experiments.mine.memory.share: 'some' is none of none, "),
         (["experiments.depth.pretrain.sizes=[1l_16h]"], "sizes"),
         (["experiments.depth.pretrain.size=[big]"], "big"),
         (["experiments.depth.pretrain.batch=33"], "33"),

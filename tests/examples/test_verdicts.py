@@ -262,3 +262,43 @@ def test_gains_with_little_data_are_paired_by_size(tmp_path):
     rows += [replace(p, data=1.0) for p in power("2l_64h", 1, 4.0)]
     measurements.write(rows, tmp_path / "dataset_size")
     assert [comparison.what[:22] for comparison in verdicts.small_data(tmp_path)] == ["gain of 2l_64h over 2l"]
+
+
+def test_a_size_beside_which_nothing_fits_at_one_of_the_seeds_is_not_told(tmp_path):
+    """At seed 3 the larger model's file is a little too large; the other seeds alone would be another claim."""
+    rows = [entry(seed, 0.0, 32, 0.5, 1000, hidden=64) for seed in (1, 2, 3)]
+    rows += [entry(seed, 0.0, 32, 0.8, 4000) for seed in (1, 2, 3)]
+    rows += [entry(seed, 0.9, 8, 0.6, size) for seed, size in ((1, 1000), (2, 1000), (3, 1001))]
+    measurements.write(rows, tmp_path / "compression")
+    assert list(verdicts.frontier(tmp_path)) == []
+    fitting = [replace(row, bytes=min(row.bytes, 1000)) if row.bits == 8 else row for row in rows]
+    measurements.write(fitting, tmp_path / "compression")
+    (comparison,) = verdicts.frontier(tmp_path)  # as many bytes are not too many
+    assert comparison.values == pytest.approx((10, 10, 10))
+
+
+def test_runs_to_other_targets_are_other_curves(tmp_path):
+    rows = [row for row in study_results.rows("depth") if row.size == "2l_64h" and row.seed == 1]
+    to_target = [replace(row, run=f"{row.run}-to", target=60.0) for row in rows]
+    measurements.write([*rows, *to_target], tmp_path / "mine")
+    assert [len(curve) for of_setting in verdicts.curves(tmp_path, "mine") for curve in of_setting.values()] == [
+        len(rows),
+        len(rows),
+    ]
+
+
+def test_one_size_is_not_compared_with_itself(tmp_path):
+    rows = [row for row in study_results.rows("compression") if getattr(row, "size", "") == "2l_64h"]
+    measurements.write(rows, tmp_path / "compression")
+    assert list(verdicts.less_lost_at_four_bits(tmp_path)) == []
+    errors = [row for row in study_results.rows("weight_error") if row.size == "2l_64h"]
+    measurements.write(errors, tmp_path / "weight_error")
+    assert list(verdicts.weight_error(tmp_path)) == []
+
+
+def test_a_cell_that_is_no_truth_value_is_one_sentence(tmp_path):
+    measurements.write([entry(1, 0.0, 32, 0.5, 1000)], tmp_path)
+    path = tmp_path / "accuracies.csv"
+    path.write_text(path.read_text().replace(",True\n", ",yes\n"))
+    with pytest.raises(measurements.UserError, match="accuracies.csv, line 2"):
+        measurements.read(tmp_path, Accuracy)

@@ -16,6 +16,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import forked
@@ -31,7 +32,8 @@ from omegaconf import OmegaConf
 from tensorboardX.proto import event_pb2
 
 import fairseq_plugins
-from fairseq_plugins import budgeted_run
+from fairseq_plugins import budgeted_run, device
+from fairseq_plugins.criterions.label_smoothed_cross_entropy import BudgetedLabelSmoothedCrossEntropyCriterion
 from fairseq_plugins.criterions.masked_lm import QuickMaskedLmLoss
 from fairseq_plugins.criterions.sentence_prediction import BudgetedSentencePredictionCriterion
 from fairseq_plugins.run import shape_facts
@@ -721,3 +723,107 @@ def test_two_workers_that_go_on_begin_with_the_same_wall_clock(text, tmp_path):
     assert first == second
     assert first[0] == pytest.approx(0.01 * budget.warmup_then_linear(used / 100, 0.2))
     assert len(first) == 3
+
+
+def test_flops_of_a_translation_are_of_both_sides():
+    """By sides of other lengths, widths and vocabularies."""
+    model = Namespace(encoder_layers=2, encoder_embed_dim=16, encoder_ffn_embed_dim=64, encoder_attention_heads=4)
+    vars(model).update(decoder_layers=3, decoder_embed_dim=8, decoder_ffn_embed_dim=20, decoder_attention_heads=2)
+    task = Namespace(source_dictionary=range(50), target_dictionary=range(70))
+    criterion = Namespace(run=Namespace(root=Namespace(model=model)), task=task)
+    sample = {"net_input": {"src_tokens": torch.zeros(4, 10)}, "target": torch.zeros(4, 13)}
+    found = BudgetedLabelSmoothedCrossEntropyCriterion.flops(criterion, sample)
+    assert found == flops.translation_train_flops(
+        Size(2, 16, 64, 4), vocabulary=70, source_length=10, target_length=13, sequences=4, decoder=Size(3, 8, 20, 2)
+    )
+
+
+@pytest.mark.parametrize(("workers", "batch"), [(1, 12), (2, 24)])
+def test_a_table_of_step_times_is_asked_for_the_sequences_of_all_workers(monkeypatch, workers, batch):
+    asked = []
+    monkeypatch.setattr(step_times, "seconds_per_update", lambda *given: asked.append(given) or 1.0)
+    model = {"encoder_layers": 2, "encoder_embed_dim": 16, "encoder_ffn_embed_dim": 64, "encoder_attention_heads": 4}
+    one = object.__new__(budgeted_run.BudgetedRun)
+    one.vocabulary = 50
+    one.section = OmegaConf.create({"seconds_per_update": "steps.csv", "budget_clock": "calibrated"})
+    one.root = OmegaConf.create(
+        {
+            "dataset": {"batch_size": 4},
+            "optimization": {"update_freq": [3]},
+            "distributed_training": {"distributed_world_size": workers},
+            "task": {"tokens_per_sample": 16},
+            "model": model,
+        }
+    )
+    assert one._seconds_per_update() == 1.0
+    assert asked == [(Path("steps.csv"), Size(2, 16, 64, 4), batch, 16, 50)]
+
+
+def test_a_gpu_s_milliseconds_are_seconds():
+    waited = []
+    end = SimpleNamespace(synchronize=lambda: waited.append(1))
+    start = SimpleNamespace(elapsed_time=lambda other: 1500.0 if other is end else None)
+    assert device.CudaTimer().between(start, end) == 1.5
+    assert waited
+
+
+def test_a_run_on_the_cpu_of_a_machine_with_a_gpu_is_timed_on_its_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    kinds = {cpu: type(device.timer_for(OmegaConf.create({"common": {"cpu": cpu}}))) for cpu in (True, False)}
+    assert kinds == {True: device.HostTimer, False: device.CudaTimer}
+
+
+def test_a_target_is_of_the_first_subset(text, tmp_path, clock):
+    """`train1` is the second one's name in the log."""
+    flags = ["--valid-subset", "valid,train", "--validate-interval-updates", "2", "--max-update", "6"]
+    lines = run(text, *MLM, "--budget", "1d", *flags, save_dir=tmp_path / "seen")
+    losses = {line["subset"]: line["perplexity"] for line in of_kind(lines, "valid")[-2:]}
+    worse, better = sorted(losses, key=losses.get, reverse=True)
+    between = str((losses[worse] * losses[better]) ** 0.5)
+    for first, second, reason in ((worse, better, "max_update"), (better, worse, "target_ppl")):
+        flags[1] = f"{first},{second}"
+        lines = run(text, *MLM, "--budget", "1d", *flags, "--target-ppl", between, save_dir=tmp_path / first)
+        assert lines[-1]["reason"] == reason, first
+
+
+def test_as_many_validation_batches_as_fairseq_looks_at(text, tmp_path, clock):
+    """One more than --max-valid-steps says: 10 s each on the clock of the test."""
+    flags = ["--max-valid-steps", "2", "--batch-size-valid", "2", "--max-update", "3", "--no-save"]
+    lines = run(text, *MLM, "--budget", "1d", *flags, save_dir=tmp_path)
+    assert lines[-1]["wall_seconds"] == 3 + 3 * 10
+
+
+def test_a_run_has_its_own_patience(text, tmp_path, clock):
+    """The one before it in this process was better than it can be."""
+    flags = ["--patience", "1", "--validate-interval-updates", "1", "--max-update", "4"]
+    run(text, *MLM, "--budget", "1d", *flags, save_dir=tmp_path / "one")
+    fairseq_train.should_stop_early.best = 0.0
+    lines = run(text, *MLM, "--budget", "1d", *flags, save_dir=tmp_path / "two")
+    assert lines[-1]["updates"] > 1
+
+
+def test_at_sigterm_there_is_no_time_for_a_validation(text, tmp_path, clock, monkeypatch):
+    upstream = fairseq_train.Trainer.train_step
+
+    def train_step(self, *args, **more):
+        if self.get_num_updates() == 3:
+            budgeted_run.current.take_sigterm()
+        return upstream(self, *args, **more)
+
+    monkeypatch.setattr(fairseq_train.Trainer, "train_step", train_step)
+    lines = run(text, *MLM, "--budget", "1d", save_dir=tmp_path, finish=False)
+    budgeted_run.current._finished = True  # its end would be this process's
+    assert of_kind(lines, "valid") == []
+    assert [line["updates"] for line in of_kind(lines, "checkpoint")] == [4]
+
+
+TRANSLATE = "--task translation --criterion budgeted_label_smoothed_cross_entropy --arch transformer --encoder-layers 1"
+TRANSLATE += " --decoder-layers 1 --encoder-embed-dim 16 --decoder-embed-dim 16 --encoder-ffn-embed-dim 32"
+TRANSLATE += " --decoder-ffn-embed-dim 32 --encoder-attention-heads 2 --decoder-attention-heads 2 --batch-size 8"
+
+
+def test_the_loss_of_a_translation_is_of_a_word_though_gradients_are_of_sentences(pairs, tmp_path, clock):
+    flags = [*TRANSLATE.split(), *COMMON, "--lr-scheduler", "fixed", "--lr", "1e-6", "--sentence-avg"]
+    lines = run(pairs, *flags, "--max-update", "2", save_dir=tmp_path)
+    [valid] = of_kind(lines, "valid")
+    assert [line["loss"] for line in of_kind(lines, "train")] == pytest.approx([valid["loss"]] * 2, rel=0.1)

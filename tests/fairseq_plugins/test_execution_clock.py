@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -122,3 +124,25 @@ def test_what_the_device_still_had_to_do_before_training_is_not_charged(clock, d
     update(clock, device, tracing=1, executing=2)
     clock.catch_up()
     assert clock.seconds == 102
+
+
+def test_what_reaches_back_behind_what_is_kept_is_not_counted_twice():
+    union = Union()
+    for number in range(200):
+        union.add(2 * number, 2 * number + 1)
+    union.add(0, 400)
+    assert 200 < union.seconds <= 400
+
+
+def test_the_wait_for_a_reading_is_no_waiting_for_data():
+    now = [0.0]
+    spans: list[tuple[float, float]] = []
+    lazy = SimpleNamespace(wait=lambda: None, executions=lambda: [spans.pop()] if spans else [])
+    clock = ExecutionClock(0.0, lazy, now=lambda: now[0])
+    clock.begin_update()
+    spans.append((0.0, 2.0))
+    clock.end_update()
+    now[0] = 7.0  # the host has waited, and written a log
+    clock.catch_up()
+    clock.begin_update()
+    assert clock.seconds == 2

@@ -281,3 +281,27 @@ def train(text: Path, save_dir: Path, *flags: str) -> subprocess.CompletedProces
     run = forked.run(command, cwd=ROOT, timeout=300)
     assert run.returncode == 0, run.stderr
     return run
+
+
+def test_the_rates_of_dropout_are_not_confused():
+    model = build("prenorm_roberta", *SMALL, "--dropout", "0.2", "--attention-dropout", "0.3")
+    setting = fast_encoder._setting(model.encoder.sentence_encoder.layers[0], torch.float32)
+    assert (setting.dropout, setting.attention_dropout) == (0.2, 0.3)
+
+
+def test_the_embeddings_are_dropped_too():
+    model = build("prenorm_roberta", *SMALL, "--dropout", "0.5", "--attention-dropout", "0")
+    for layer in model.encoder.sentence_encoder.layers:
+        layer.dropout_module.p = 0.0
+    assert model.train().is_fast()
+    with torch.no_grad():
+        first, second = (model(tokens())[0] for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_hooks_before_a_layer_are_called():
+    model = build("prenorm_roberta", *SMALL)
+    called: list[object] = []
+    model.encoder.sentence_encoder.layers[1].fc1.register_forward_pre_hook(lambda module, *_: called.append(module))
+    model(tokens())
+    assert len(called) == 1

@@ -539,3 +539,13 @@ def test_a_run_whose_gradients_are_not_finite_ends_as_with_adam(text, tmp_path, 
         assert (tmp_path / name / "crash.pt").exists()
     assert raised["fused_adam"] == raised["adam"]
     assert (FloatingPointError, "gradients are Nan/Inf") in raised["adam"]
+
+
+def test_gradients_multiplied_by_zero_are_zero():
+    """As an update of nothing but stand-ins is."""
+    stock, ours = pair()
+    for optimizer in (stock, ours):
+        fill(optimizer, 1)
+        optimizer.multiply_grads(0.0)
+        optimizer.step()
+    assert_alike(stock, ours)

@@ -850,3 +850,51 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(SystemExit, match=r"log could not be written .*No space left"):
         ladder._write(tmp_path / "log", half)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("log", "before")]
+
+
+def test_the_length_of_a_level_in_a_later_epoch(tmp_path):
+    made, cfg = ladder_of(tmp_path, 95)
+    cfg.optimization.update_freq = [4, 1]
+    made._epoch = 2
+    assert (made._limit(), made._interval()) == (95, 10)
+    made._epoch = 3
+    assert made._limit() == 95
+
+
+def test_each_level_has_its_own_seconds_and_a_resume_those_before_it(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(ladder.time, "monotonic", lambda: now[0])
+    flags = {"sparsity_levels": "0.2,0.5", "recovery_interval": 10}
+    task, _ = ladder_of(tmp_path, 100, **flags)
+    now[0] += 1000  # loading
+    model = begin(task.give(1.0, 0.5, 1.0, 0.5))
+    now[0] += 3
+    steps(task, 10)  # the first level is over
+    now[0] += 4
+    state = json.loads(json.dumps(task.get_checkpoint_dict()))["Scores"]
+    again, _ = ladder_of(tmp_path, 100, **flags)
+    again.set_checkpoint_dict(state)
+    now[0] += 1000
+    begin(again.give(1.0), model=model)
+    now[0] += 5
+    steps(again, 10)
+    assert [record["seconds"] for record in log(tmp_path)] == [0, 3, 9]
+
+
+def test_a_ladder_that_is_measured_by_something_else_is_not_gone_on_with(tmp_path):
+    flags = {"sparsity_levels": "0.2,0.5", "recovery_interval": 10}
+    task, _ = ladder_of(tmp_path, 100, **flags)
+    model = begin(task.give(1.0, 0.5))
+    state = json.loads(json.dumps(task.get_checkpoint_dict()))["Scores"]
+    again, _ = ladder_of(tmp_path, 100, **flags)
+    again.set_checkpoint_dict(state)
+    begin(again.give(0.9), model=model)
+    again._metric = "bleu"
+    with pytest.raises(SystemExit, match="measured by given, this run measures bleu"):
+        steps(again, 10)
+
+
+def test_a_model_without_a_score_is_not_pruned(tmp_path):
+    task, _ = ladder_of(tmp_path, 100)
+    with pytest.raises(SystemExit, match="unpruned model is nan"):
+        begin(task.give(float("nan")))

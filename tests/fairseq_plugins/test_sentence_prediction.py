@@ -13,7 +13,7 @@ CLASSIFY += ["--arch", "prenorm_roberta", *SIZE, *COMMON, "--lr-scheduler", "fix
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Dictionaries alone: the first thing that a run reads of its data. That of labels is filled up, as fairseq does."""
+    """Dictionaries alone, which a run reads first. That of labels is filled up, as fairseq does it."""
     for part, words in (("input0", ["a", "b"]), ("label", ["neg", "pos", "madeupword0000", "madeupword0001"])):
         (tmp_path / part).mkdir()
         (tmp_path / part / "dict.txt").write_text("".join(f"{word} 1\n" for word in words))

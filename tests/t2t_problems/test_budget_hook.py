@@ -434,3 +434,33 @@ def test_an_only_update_counts_as_it_is(seconds):
 def test_fewer_evaluations_than_none_are_refused(tmp_path):
     with pytest.raises(UserError, match="budget_evaluations=-4 is below zero"):
         training(tmp_path, "budget_seconds=1,budget_evaluations=-4")
+
+
+def test_the_mean_loss_is_of_word_pieces_not_of_batches(tmp_path):
+    _, hook = training(tmp_path)
+    hook.tokens = hook.flops = hook._loss_sum = hook._loss_tokens = 0
+    for tokens, loss in ((6, 1.0), (2, 5.0)):
+        hook._count({"tokens": tokens, "loss": loss, "source_length": 4, "target_length": 5, "sentences": 3})
+    assert hook._loss_sum / hook._loss_tokens == pytest.approx((6 * 1 + 2 * 5) / 8)
+
+
+def test_a_session_of_one_update_is_charged(tmp_path):
+    """There is no second one to go by."""
+    run(tmp_path, max_steps=1)
+    stop = lines(tmp_path, "stop")[0]
+    assert stop["updates"] == 1
+    assert stop["train_seconds"] >= SLEEP
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("budget_evaluations=3", "budget_evaluations needs budget_seconds"),
+        ("budget_seconds=1,bleu_sentences=-1", "bleu_sentences=-1 is below zero"),
+        ("budget_seconds=0", "budget_seconds=0 leaves no time to train"),
+        ("budget_seconds=1,budget_clock=calibrated", "budget_clock=calibrated needs budget_seconds_per_update"),
+    ],
+)
+def test_hparams_that_cannot_be_are_refused(tmp_path, given, words):
+    with pytest.raises(UserError, match=words):
+        training(tmp_path, given)

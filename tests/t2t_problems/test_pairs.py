@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shards import decoded, generate
 
+from t2t_problems import pairs as plugin
 from t2t_problems import tensorflow_two
 
 tensorflow_two.behave_as_one()
@@ -16,8 +17,6 @@ tensorflow_two.behave_as_one()
 import tensorflow.compat.v1 as tf  # noqa: E402
 from tensor2tensor.data_generators import problem  # noqa: E402
 from tensor2tensor.utils import registry  # noqa: E402
-
-from t2t_problems import pairs as plugin  # noqa: E402
 
 TRAIN, DEV, TEST = problem.DatasetSplit.TRAIN, problem.DatasetSplit.EVAL, problem.DatasetSplit.TEST
 NAMES = ["translate_enfr_pairs", "translate_enfr_pairs_5pc", "translate_enfr_pairs_1pc"]
@@ -239,3 +238,8 @@ def test_other_text_for_one_share_makes_the_shards_of_the_others_unreadable(tmp_
     with pytest.raises(SystemExit):
         decoded(NAMES[1], tmp_path / "data", TRAIN)
     assert "run t2t-datagen --problem=translate_enfr_pairs_5pc first" in capsys.readouterr().err
+
+
+def test_a_small_corpus_has_few_shards(tmp_path):
+    put(tmp_path, "pairs.tsv", sentences(1200))
+    assert plugin.TranslateEnfrPairs().sources(tmp_path).train_shards == 10

@@ -3,6 +3,8 @@ compiled."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from launching import COMMON, MLM, ROOT, SIZE, environment
+from torch_xla._internal import tpu
 
 from train_large.errors import UserError
 from xla import device, launch
@@ -207,3 +210,38 @@ def test_without_data_there_is_nothing_to_launch(capsys):
 )
 def test_an_option_is_found_with_an_equals_sign_too(flags, found):
     assert launch.given(flags, "--user-dir") is found
+
+
+def test_the_devices_of_other_hosts_are_counted(monkeypatch):
+    monkeypatch.setenv("CPU_NUM_DEVICES", "1")
+    monkeypatch.setattr(device, "hosts", lambda which: 4)
+    assert device.choose_mode(None, "CPU") == "spmd"
+    with pytest.raises(UserError, match="--mode single would use one of 4 devices, on one of 4 hosts"):
+        device.choose_mode("single", "CPU")
+
+
+def test_translation_is_not_for_a_pod(monkeypatch, tmp_path):
+    (tmp_path / "dict.en.txt").touch()
+    cfg = configuration(str(tmp_path), *TRANSLATE, *BATCH)
+    launch.check("finetune", cfg, "CPU", "spmd")
+    monkeypatch.setattr(device, "hosts", lambda which: 4)
+    with pytest.raises(UserError, match="--task translation counts tokens per host"):
+        launch.check("finetune", cfg, "CPU", "spmd")
+
+
+@pytest.mark.parametrize(("version", "devices", "mode"), [(3, 8, None), (4, 4, "spawn"), (4, 1, "single")])
+def test_a_process_for_each_device_of_a_tpu(monkeypatch, version, devices, mode):
+    monkeypatch.setattr(tpu, "num_available_devices", lambda: devices)
+    monkeypatch.setattr(tpu, "num_tpu_workers", lambda: 1)
+    monkeypatch.setattr(tpu, "version", lambda: version)
+    if mode is None:
+        with pytest.raises(UserError, match="a TPU v3 runs two threads in every process"):
+            device.choose_mode("spawn", "TPU")
+    else:
+        assert device.choose_mode("spawn", "TPU") == mode
+
+
+def test_another_torch_xla_is_refused(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "2.8.1")
+    with pytest.raises(UserError, match="torch_xla 2.8.1 is not 2.9"):
+        device._check_versions()

@@ -94,3 +94,22 @@ def test_one_quick_update_does_not_make_it_look_away(quick):
     durations[quick] = 1e-6
     run, _ = train(durations, 100.0)
     assert run.clock.seconds < 101
+
+
+def test_between_two_readings_the_budget_goes_on_at_the_rate_of_the_last():
+    run, device = train([1.0] * 60, 100.0)
+    assert run._reading[0] < 60  # the last updates were not looked at
+    assert run.fraction() == pytest.approx(0.6)
+
+
+def test_one_process_alone_heeds_a_signal_at_once():
+    run, device = train([1.0] * 20, 10_000.0)
+    run.root.dataset = SimpleNamespace(disable_validation=False)
+    assert run._next_reading > 25
+    run._terminated_at = 1.0
+    device.durations = [1.0]
+    run.begin_update()
+    device.update()
+    run.issued()
+    assert run._stop_reason == "SIGTERM"
+    assert run.root.dataset.disable_validation

@@ -633,3 +633,68 @@ def test_computed_again_the_gradients_are_the_same(dropout):
     gradients = torch_xla._XLAC._xla_get_cpu_tensors(backward(rematerialization.recompute_layers, dropout))
     for mine, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+class Numbered(MaskedSentences):
+    """Each of its own word."""
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return torch.full((int(self.sizes[i]),), 4 + i)
+
+
+def test_each_host_of_a_pod_takes_its_own_batches(mended, monkeypatch):
+    monkeypatch.setattr(xr, "is_spmd", lambda: True)
+    monkeypatch.setattr(xr, "process_count", lambda: 2)
+    mended(lambda: patches.one_shape_for_all_batches("auto"), FairseqTask, "get_batch_iterator")
+    taken: list[list[int]] = []
+    for host in (0, 1):
+        monkeypatch.setattr(xr, "process_index", lambda host=host: host)
+        batches = Task(Namespace()).get_batch_iterator(Numbered(), max_sentences=4, num_workers=0)
+        found = list(batches.next_epoch_itr(shuffle=False))
+        assert len(found) == 2  # of three, and a stand-in
+        taken.append([int(i) for each in found for i in each["net_input"]["src_tokens"][each["real"], 0]])
+    assert sorted(taken[0] + taken[1]) == list(range(4, 14))
+    assert taken[0]
+    assert taken[1]
+
+
+def test_sentences_that_are_left_out_make_no_batch_longer(mended):
+    mended(lambda: patches.one_shape_for_all_batches("auto"), FairseqTask, "get_batch_iterator")
+    batches = Task(Namespace()).get_batch_iterator(
+        Sentences(), max_sentences=4, max_positions=4, ignore_invalid_inputs=True, num_workers=0
+    )
+    shapes = {tuple(batch["net_input"]["src_tokens"].shape) for batch in batches.next_epoch_itr(shuffle=False)}
+    assert shapes == {(4, 4)}
+
+
+class Kept(Sentences):
+    """Whose iterator is, as those of fairseq's tasks are."""
+
+    can_reuse_epoch_itr_across_epochs = True
+
+
+def test_batches_that_are_handed_out_again_are_padded_once(mended):
+    """fairseq keeps the iterator of validation; padded twice, the rows that fill up would count."""
+    mended(lambda: patches.one_shape_for_all_batches("auto"), FairseqTask, "get_batch_iterator")
+    task, dataset = Task(Namespace()), Kept()
+    for _ in range(2):
+        batches = task.get_batch_iterator(dataset, max_sentences=4, num_workers=0)
+        assert sum(int(batch["real"].sum()) for batch in batches.next_epoch_itr(shuffle=False)) == len(dataset)
+
+
+def test_regression_of_padded_batches(mended):
+    flags = dict.fromkeys(("report_mcc", "report_acc_and_f1", "report_pearson_and_spearman"), False)
+    cfg = SimpleNamespace(classification_head_name="sentence_classification_head", regression_target=True, **flags)
+    criterion = SentencePredictionCriterion(cfg, task_of_criterion())
+    model = Encoder(classes=1)
+    batch: dict[str, Any] = masked_batch() | {"target": torch.tensor([0.5, 3.0, -1.0])}
+    padded = pad_batch(batch, Shape(5, 6, 6, PAD))
+    expected = numbers(criterion(model, batch))
+    mended(patches.losses_of_padded_batches, MaskedLmLoss, "forward", SentencePredictionCriterion, "forward")
+    assert numbers(criterion(model, padded)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_of_either_kind_are_saved_as_floats(mended, dtype):
+    mended(patches.halves_become_floats_on_the_host, utils, "move_to_cpu")
+    assert utils.move_to_cpu({"weight": torch.ones(2, dtype=dtype)})["weight"].dtype == torch.float32

@@ -13,7 +13,7 @@ from train_large.errors import UserError
 
 STYLES = ("auto", "line", "blank", "wikitext")
 # WikiText's own headings: ` = Title = ` opens an article, ` = = Section = = ` does not.
-_TITLE = re.compile(r"= [^=].*[^=] =")
+_TITLE = re.compile(r"= [^=](?:.*[^=])? =")
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,16 @@ def inspect(path: Path, documents: str = "auto") -> TextFile:
     style = documents
     if documents == "auto":
         style = "blank" if _blank_between(line.strip() for line in read_lines(path)) else "line"
-    count = 0
-    for index, line in _number(path, style):
-        if count == 0 and style == "wikitext" and not _TITLE.fullmatch(line):
+    if style == "wikitext":
+        lines = _pairs(line.strip() for line in read_lines(path))
+        first, following = next(((line, following) for line, following in lines if line), ("", ""))
+        if first and (following or not _TITLE.fullmatch(first)):
             raise UserError(
-                f"{path} does not begin with a ' = Title = ' line as WikiText does: choose --documents blank or line"
+                f"{path} does not begin with a ' = Title = ' line of its own, as WikiText does: choose --documents "
+                "blank or line"
             )
+    count = 0
+    for index, _ in _number(path, style):
         count = index + 1
     if count == 0:
         raise UserError(f"{path} holds nothing but blank lines: give a file that holds text")

@@ -28,6 +28,7 @@ from screen import Screen
 
 from train_large import runlog, sizes
 from train_large.budget import parse_duration
+from train_large.compression.pruning import level_name
 from train_large.data.folder import RECORD
 from train_large.data.glue import TaskSummary, prepare_task
 from train_large.data.text import TextSummary, prepare_text
@@ -182,7 +183,7 @@ def measure(
     """The command that measures every level and bit width. All it is to do is in it, so that a change makes it anew."""
     levels = [{"sparsity": 0.0, "checkpoint": str(finetuned / "checkpoint_best.pt")}]
     for level in recipe.sparsity:
-        levels.append({"sparsity": level, "checkpoint": str(pruned / f"checkpoint_sparsity_{round(100 * level)}.pt")})
+        levels.append({"sparsity": level, "checkpoint": str(pruned / f"checkpoint_sparsity_{level_name(level)}.pt")})
     request = {
         "user_dir": str(USER_DIR),
         "pretrained": str(pretrained / "checkpoint_last.pt"),

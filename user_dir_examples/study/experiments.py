@@ -18,6 +18,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from train_large.budget import parse_duration
+from train_large.compression.pruning import parse_levels
+from train_large.compression.storage import check_bits
 from train_large.errors import UserError
 from train_large.sizes import SHARING, Size
 
@@ -243,6 +245,13 @@ def _check(settings: DictConfig) -> None:
             f"pretrain.validations: {settings.pretrain.validations} is no multiple of 4, at whose quarters checkpoints "
             "are kept."
         )
+    try:
+        parse_levels(",".join(map(str, settings.prune.levels)))
+        for bits in settings.measure.bits:
+            check_bits(bits)
+    except UserError as error:
+        told = str(error).replace("--sparsity-levels", "prune.levels:").replace("--bits", "measure.bits:")
+        raise UserError(told) from None
     if settings.pretrain.batch not in settings.pretrain.rates:
         raise UserError(f"pretrain.batch: there is no rate for {settings.pretrain.batch} in pretrain.rates; add one.")
 
@@ -277,7 +286,8 @@ def runs_of(settings: DictConfig, experiment: str) -> list[Run]:
         raise UserError(f"{where}.{min(unknown)}: there is no such key.")
     runs: list[Run] = []
     seeds = list(settings.seeds)
-    for values in _product(grid, "memory", where, {"seed": seeds}):
+    for values in _product(grid, "memory", where, {"share": "none", "seed": seeds}):
+        _check_share(values["share"], f"{where}.memory.share")
         runs.append(MemoryRun(values["share"], values["seed"]))
     for values in _product(grid, "translate", where, {"seed": seeds}):
         Size.parse(values["size"])
@@ -295,11 +305,15 @@ def _pretraining(settings: DictConfig, values: dict[str, Any], where: str) -> Pr
     Size.parse(values["size"])
     if values["batch"] not in settings.pretrain.rates:
         raise UserError(f"{where}.pretrain.batch: there is no rate for {values['batch']} in pretrain.rates; add one.")
-    if values["share"] not in SHARING:
-        raise UserError(f"{where}.pretrain.share: '{values['share']}' is none of {', '.join(SHARING)}.")
+    _check_share(values["share"], f"{where}.pretrain.share")
     if values["data"] not in (100, *settings.text.subsets):
         raise UserError(f"{where}.pretrain.data: {values['data']} per cent is not in text.subsets; add it.")
     return Pretraining(**values)
+
+
+def _check_share(share: str, where: str) -> None:
+    if share not in SHARING:
+        raise UserError(f"{where}: '{share}' is none of {', '.join(SHARING)}.")
 
 
 def _from(settings: DictConfig, grid: DictConfig, experiment: str, pretraining: Pretraining) -> Iterator[Run]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,9 @@ def _curve(settings: DictConfig, run: Pretraining) -> Iterator[measurements.Poin
     lines = runlog.read(str(jobs.folder(settings, run) / runlog.NAME))
     for line in lines:
         if line["kind"] == "valid" and line["subset"] == "valid":
+            perplexity = math.inf if line["perplexity"] is None else line["perplexity"]  # of a run that diverged
             yield measurements.Point(
-                **trained(settings, run), **_counters(settings, run, line), perplexity=line["perplexity"], bleu=None
+                **trained(settings, run), **_counters(settings, run, line), perplexity=perplexity, bleu=None
             )
 
 

@@ -28,6 +28,7 @@ sys.path += [str(ROOT / "user_dir_examples" / folder) for folder in ("pocket", "
 
 import recipe as pocket  # noqa: E402
 
+from train_large.compression.pruning import level_name  # noqa: E402
 from train_large.errors import UserError  # noqa: E402
 from train_large.files import whole  # noqa: E402
 
@@ -176,8 +177,6 @@ def recipe_of(settings: DictConfig, run: Pretraining) -> pocket.Recipe:
         finetune_dropout=finetune.dropout,
         prune_learning_rate=settings.prune.rate,
         sparsity=tuple(settings.prune.levels),
-        bits=tuple(settings.measure.bits),
-        error_sparsity=settings.measure.error_sparsity,
     )
 
 
@@ -273,7 +272,7 @@ def _measure(settings: DictConfig, run: Measuring) -> list[str]:
         pruned = folder(settings, run.pruning)
         for level in settings.prune.levels:
             levels.append(
-                {"sparsity": level, "checkpoint": str(pruned / f"checkpoint_sparsity_{round(100 * level)}.pt")}
+                {"sparsity": level, "checkpoint": str(pruned / f"checkpoint_sparsity_{level_name(level)}.pt")}
             )
     request = {
         "user_dir": str(pocket.USER_DIR),

@@ -169,7 +169,7 @@ def _value(text: str, kind: Any) -> Any:
     if isinstance(kind, types.UnionType):
         return None if text == "" else _value(text, typing.get_args(kind)[0])
     if kind is bool:
-        return {"True": True, "False": False}[text]
+        return bool(["False", "True"].index(text))
     return kind(text)
 
 

@@ -107,7 +107,8 @@ def curves(results: Path, experiment: str, **wanted: object) -> list[Curves]:
     """Each setting's curves, the settings in order of parameters and batch."""
     grouped: dict[tuple, Curves] = {}
     for point in measurements.select(measurements.read(results / experiment, Point), **wanted):
-        key = (point.parameters, point.layers, point.size, point.batch, point.share, point.data)
+        key = (point.parameters, point.layers, point.size, point.batch, point.rate, point.share, point.data)
+        key += (point.target or 0,)
         grouped.setdefault(key, {}).setdefault(point.seed, []).append(point)
     for of_setting in grouped.values():
         for curve in of_setting.values():

@@ -473,3 +473,14 @@ def test_plain_values():
     assert plain(value) == {"a": [1, 2.5], "b": {"c": None, 3: [True]}, "d": [1, 2], "e": {"f": "g"}}
     with pytest.raises(UserError, match="dtype"):
         plain({"x": torch.float16})
+
+
+def test_without_an_update_there_is_a_schedule_all_the_same():
+    state = ours({"_name": "prenorm_roberta", "arch": "prenorm_roberta"}, ("masked_lm", "budgeted_masked_lm"))
+    state["optimizer_history"] = []
+    assert stock_form(state)["cfg"]["lr_scheduler"]["total_num_update"] == 1
+
+
+def test_the_state_of_a_stock_criterion_is_kept():
+    state = small_checkpoint(criterion={"weight": 3})
+    assert stock_form(state)["criterion"] == {"weight": 3}

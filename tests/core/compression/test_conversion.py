@@ -415,3 +415,29 @@ def test_inspection_counts_and_measures(checkpoint):
     assert found.tensors[0].parameters == 0  # a buffer
     with pytest.raises(UserError, match=r"fc\.weight"):
         inspect(target, {**before, "fc.weight": torch.zeros(3)})
+
+
+def test_the_files_count_in_a_target_size(checkpoint):
+    files = {"dict.txt": "".join(f"{i * i} {i}\n" for i in range(200))}
+    target, packed = 1500, checkpoint.with_name("p.safetensors")
+    assert 0.8 * target < pack_checkpoint(checkpoint, packed, Method(target_bytes=target), files) <= target
+    assert packed.stat().st_size <= target
+
+
+def test_a_criterion_with_weights_has_no_place(checkpoint):
+    state = torch.load(checkpoint, weights_only=False)
+    torch.save({**state, "criterion": {"weight": torch.ones(3)}}, checkpoint)
+    with pytest.raises(UserError, match="in.pt: its criterion has weights of its own"):
+        pack_checkpoint(checkpoint, checkpoint.with_name("p.safetensors"), Method(8))
+    assert os.listdir(checkpoint.parent) == ["in.pt"]
+
+
+def test_the_dictionary_is_that_of_the_first_folder_and_of_its_inputs(checkpoint):
+    data = checkpoint.parent / "data"
+    (data / "input0").mkdir(parents=True)
+    (data / "input0" / "dict.txt").write_text("5 1\n")
+    (data / "dict.txt").write_text("6 1\n")
+    state = torch.load(checkpoint, weights_only=False)
+    state["cfg"]["task"]["data"] = f"{data}:{data}-more"
+    torch.save(state, checkpoint)
+    assert files_of(checkpoint) == {"dict.txt": "5 1\n"}

@@ -137,3 +137,10 @@ def test_granularity_says_how_many_weights_share_a_range():
 def test_other_granularities_are_refused(granularity):
     with pytest.raises(UserError, match="--granularity"):
         block_size((6, 5), granularity)
+
+
+def test_a_transposed_view_of_a_square_matrix_is_not_tied():
+    w = torch.randn(8, 8)
+    state = {"w": w, "turned": w.t()}
+    assert tied_to(state) == {"w": "w", "turned": "turned"}
+    assert storage(state, 8).parameters == 128

@@ -225,3 +225,15 @@ def test_every_parameter_of_fairseq_s_models_has_a_kind():
     assert {name.split(".")[-2] for name, _ in kinds["attention q, k, v"]} == {"q_proj", "k_proj", "v_proj"}
     assert any("encoder_attn" in name for name, _ in kinds["attention out"])
     assert not any("classification" in name for name, _ in kinds["attention out"])
+
+
+def test_a_tensor_without_weights_has_no_error():
+    from train_large.compression.weight_error import weight_errors
+
+    state = {
+        "encoder.layers.0.fc1.weight": torch.tensor([[1.0, 3.0]]),
+        "encoder.layers.0.fc2.weight": torch.empty(0, 2),
+    }
+    found = weight_errors(state, {name: tensor + 0.5 for name, tensor in state.items()})
+    assert (found.all.parameters, found.all.mean, found.all.deviation) == (2, -0.5, 1.0)
+    assert list(found.kinds) == ["fc1"]

@@ -64,6 +64,11 @@ def test_wikitext_begins_a_document_at_a_title_that_stands_alone(tmp_path: Path)
     ]
 
 
+def test_a_title_may_be_one_letter(tmp_path: Path) -> None:
+    path = write(tmp_path, " \n = A = \n \n Text . \n \n = M = \n \n Other . \n")
+    assert read(path, "wikitext") == [["= A =", "Text ."], ["= M =", "Other ."]]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(LINE, min_size=1, max_size=4), min_size=2, max_size=8))
 def test_documents_come_back_as_they_were_written(
@@ -91,6 +96,8 @@ def test_what_is_not_utf8_is_named_with_its_offset(tmp_path: Path) -> None:
         (" \n\n\t\n", "auto", "nothing but blank lines"),
         ("no title\n", "wikitext", "= Title ="),
         ("= a =\ntext\n", "wikitext", "= Title ="),  # a title stands alone
+        ("= ab =\ntext\n", "wikitext", "= Title ="),
+        ("\n= = a = =\n\ntext\n", "wikitext", "= Title ="),  # of a section
     ],
 )
 def test_text_without_documents_is_refused(content: str, style: str, message: str, tmp_path: Path) -> None:
@@ -108,3 +115,8 @@ def test_digest_refuses_what_is_no_text_file(tmp_path: Path) -> None:
         digest(write(tmp_path, ""))
     content = b"x" * 3_000_000
     assert digest(write(tmp_path, content)) == hashlib.sha256(content).hexdigest()
+
+
+def test_only_the_first_line_may_have_a_byte_order_mark(tmp_path):
+    (tmp_path / "text").write_text("\ufeffa\n\ufeffb\n", encoding="utf-8")
+    assert [line for _, line in number_lines([inspect(tmp_path / "text")])] == ["a", "\ufeffb"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,35 @@ def test_anything_else_is_refused(tmp_path: Path) -> None:
     for something in (out, out / "prepared.json"):
         with pytest.raises(UserError, match="is not a folder prepared here"):
             folder.finished(something, {"seed": 1})
+
+
+def test_a_folder_that_another_run_has_just_taken_away_is_not_ours(tmp_path, monkeypatch):
+    import fcntl
+
+    flock = fcntl.flock
+
+    def renamed_meanwhile(lock, how):
+        (tmp_path / ".out.part").rename(tmp_path / "out")
+        (tmp_path / ".out.part").mkdir()
+        flock(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", renamed_meanwhile)
+    with pytest.raises(UserError, match="being written by another run"), folder.whole(tmp_path / "out"):
+        raise AssertionError("it is another's")
+    assert (tmp_path / ".out.part").exists()
+
+
+def test_a_parameter_that_is_no_longer_given_counts(tmp_path):
+    make(tmp_path / "out", seed=1, valid_fraction=0.1)
+    with pytest.raises(UserError, match=r"with another valid_fraction \(0.1, now None\)"):
+        folder.finished(tmp_path / "out", {"seed": 1})
+
+
+def test_here_the_record_comes_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    moved, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: moved.append(Path(new).name) or replace(old, new))
+    with folder.whole(Path()) as part:
+        (part / "zebra").write_text("")
+        folder.finish(part, {}, {})
+    assert moved == ["zebra", folder.RECORD]
