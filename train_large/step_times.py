@@ -162,9 +162,9 @@ def time_steps(
     `data` is a folder made by fairseq-preprocess; `user_dir` is fairseq_plugins; `extra` are flags for fairseq-train
     (`--fp16`, `--cpu`, `--dropout 0`). `device` is torch (fairseq-train itself) or xla (`python -m xla.pretrain`, on
     the device that PJRT_DEVICE names; all devices of this host share a micro-batch). `memory_limit` is in bytes of
-    resident memory, for every size alike (default: 80 % of what is available now); on a GPU or a TPU its own memory is
-    the limit. Each row is added to the table `out` as soon as it is measured, and what the table holds already is not
-    measured again unless `force`.
+    resident memory, for every size alike (default: 80 % of what is available now); on a GPU or a TPU, of its own memory
+    (default: all that it has). Each row is added to the table `out` as soon as it is measured, and what the table holds
+    already is not measured again unless `force`.
 
     Raises UserError if the data, the flags or the table are unusable, if a size does not fit with one sequence at a
     time, if the table is of another machine, or if this machine is one host of a pod.
@@ -198,7 +198,8 @@ def time_steps(
             )
 
     if run is None:
-        limit = memory_limit if memory_limit is not None else int(MEMORY_SHARE * _available_memory())
+        most = sys.maxsize if where["own_memory"] else int(MEMORY_SHARE * _available_memory())
+        limit = most if memory_limit is None else memory_limit
         run = FairseqTrain(data, user_dir, length, limit, tuple(extra), where["own_memory"], device)
     results = []
     for size in sizes:
@@ -281,7 +282,7 @@ class FairseqTrain:
     data: Path
     user_dir: Path
     length: int
-    memory_limit: int  # bytes of resident memory
+    memory_limit: int  # bytes of resident memory, or of the device's own
     extra: tuple[str, ...] = ()
     own_memory: bool = False  # the device has memory of its own, a GPU or a TPU
     device: str = "torch"
@@ -335,8 +336,9 @@ class FairseqTrain:
                     # The last one of a text may be a short one.
                     durations = tuple(update.seconds for update in updates if update.tokens > tokens - self.length)
                     printed = output.read_text(errors="replace")
+                    used = (_device_memory(printed) or 0) if self.own_memory else peak
                     fits = (
-                        peak <= self.memory_limit
+                        used <= self.memory_limit
                         and OUT_OF_MEMORY.search(printed) is None
                         and process.returncode != -signal.SIGKILL  # the kernel's way
                     )

@@ -549,11 +549,8 @@ def test_there_are_updates_enough_though_some_are_short(data):
     assert asked == [100]
 
 
-def test_of_a_device_its_own_memory_is_told(data):
-    said = '{"gb_free": "5.5", "gb_total": "15.5"}'
-    trial = watched(
-        f"""
-    print({said!r}, flush=True){LOG}""",
-        own_memory=True,
-    )
-    assert trial.peak_memory_bytes == 10 * 2**30
+@pytest.mark.parametrize(("limit", "fits"), [(2**20, True), (2**20 - 1, False)])
+def test_of_a_device_its_own_memory_counts(data, limit, fits):
+    said = '{"gb_free": "15.4990234375", "gb_total": "15.5"}'  # of 1 MiB less: the process itself takes more
+    trial = watched(f"\n    print({said!r}, flush=True){LOG}", own_memory=True, memory_limit=limit)
+    assert (trial.peak_memory_bytes, trial.fits) == (2**20, fits)
