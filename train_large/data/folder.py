@@ -35,8 +35,8 @@ def whole(out: Path) -> Iterator[Path]:
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(lock), part.stat())  # another run may have renamed it in between
-        except (BlockingIOError, FileNotFoundError):
+            ours = _is_open_as(lock, part)  # another run may have renamed it in between
+        except BlockingIOError:
             ours = False
         if not ours:
             raise UserError(f"{out} is being written by another run: wait for it, or choose another folder")
@@ -49,9 +49,18 @@ def whole(out: Path) -> Iterator[Path]:
                 f"{out} could not be written ({error.strerror or error}): make room or choose another folder"
             ) from error
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            if _is_open_as(lock, part):  # what has this name once ours was renamed is another run's
+                shutil.rmtree(part, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def _is_open_as(lock: int, part: Path) -> bool:
+    """Whether the folder that is open as `lock` still has this name."""
+    try:
+        return os.path.samestat(os.fstat(lock), part.stat())
+    except FileNotFoundError:
+        return False
 
 
 def finished(out: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:

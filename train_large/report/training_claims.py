@@ -41,16 +41,6 @@ def listed(parts: Sequence[str]) -> str:
 # ------------------------------------------------------------------------------------------------ curves
 
 
-def updates_to_reach(curve: Sequence[CurvePoint], perplexity: float) -> float | None:
-    """Updates until the curve first is this low, log-linear between two validations; None if it never is."""
-    return _updates_to_rise(_rising_with_perplexity(curve), -math.log(perplexity))
-
-
-def updates_to_bleu(curve: Sequence[CurvePoint], bleu: float) -> float | None:
-    """Updates until BLEU first is this high, linear between two that were measured; None if it never is."""
-    return _updates_to_rise(_rising_with_bleu(curve), bleu)
-
-
 def _rising_with_perplexity(curve: Sequence[CurvePoint]) -> list[tuple[int, float]]:
     return [(point.updates, -math.log(point.perplexity)) for point in curve]
 
@@ -60,6 +50,7 @@ def _rising_with_bleu(curve: Sequence[CurvePoint]) -> list[tuple[int, float]]:
 
 
 def _updates_to_rise(points: Sequence[tuple[int, float]], level: float) -> float | None:
+    """Updates until this height is first come to, linear between two that were measured; None if it never is."""
     before = None
     for updates, height in points:
         if height >= level:

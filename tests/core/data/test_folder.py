@@ -111,6 +111,18 @@ def test_anything_else_is_refused(tmp_path: Path) -> None:
             folder.finished(something, {"seed": 1})
 
 
+def test_what_another_run_begins_when_this_one_ends_is_left_alone(tmp_path, monkeypatch):
+    put = folder._put
+
+    def and_another_begins(part, place):
+        put(part, place)
+        part.mkdir()
+
+    monkeypatch.setattr(folder, "_put", and_another_begins)
+    make(tmp_path / "out")
+    assert (tmp_path / ".out.part").exists()
+
+
 def test_a_folder_that_another_run_has_just_taken_away_is_not_ours(tmp_path, monkeypatch):
     import fcntl
 

@@ -9,7 +9,7 @@ import pytest
 from train_large.report import claims as module
 from train_large.report.claims import judge_claims, standard_error
 from train_large.report.results import CurvePoint
-from train_large.report.training_claims import updates_to_reach
+from train_large.report.training_claims import _rising_with_perplexity, _updates_to_rise
 from train_large.report.units import format_bytes
 
 NAMES = ["updates", "larger", "diminish", "bits", "sparsity60", "sparsity90", "limits", "recipe", "weights"]
@@ -47,6 +47,10 @@ def many(results, valid=1_000_000):
 def test_standard_error_is_that_of_draws():
     draws = np.random.default_rng(0).binomial(400, 0.7, size=20_000) / 400
     assert standard_error(0.7, 400) == pytest.approx(draws.std(), rel=0.02)
+
+
+def updates_to_reach(curve, perplexity):
+    return _updates_to_rise(_rising_with_perplexity(curve), -math.log(perplexity))
 
 
 def test_updates_to_reach_is_log_linear():

@@ -13,7 +13,13 @@ from train_large.report import training_claims as module
 from train_large.report.claims import judge_claims
 from train_large.report.results import Budget, CurvePoint
 from train_large.report.runs import read_runs
-from train_large.report.training_claims import UNTOLD, choice_parts, updates_to_bleu, updates_to_reach
+from train_large.report.training_claims import (
+    UNTOLD,
+    _rising_with_bleu,
+    _rising_with_perplexity,
+    _updates_to_rise,
+    choice_parts,
+)
 
 NAMES = ("updates", "updates to bleu", "larger", "diminish", "larger by bleu", "diminish by bleu")
 
@@ -175,8 +181,12 @@ curves = st.lists(
 @given(curves, st.floats(1.01, 1e4), st.floats(0, 100))
 def test_updates_to_reach_are_those_of_interpolation(curve, perplexity, bleu):
     for updates, heights, level in (
-        (updates_to_reach(curve, perplexity), [-math.log(p.perplexity) for p in curve], -math.log(perplexity)),
-        (updates_to_bleu(curve, bleu), [p.bleu for p in curve], bleu),
+        (
+            _updates_to_rise(_rising_with_perplexity(curve), -math.log(perplexity)),
+            [-math.log(p.perplexity) for p in curve],
+            -math.log(perplexity),
+        ),
+        (_updates_to_rise(_rising_with_bleu(curve), bleu), [p.bleu for p in curve], bleu),
     ):
         if updates is None:
             assert max(heights) < level
@@ -189,9 +199,9 @@ def test_updates_to_reach_are_those_of_interpolation(curve, perplexity, bleu):
 
 def test_validations_without_bleu_are_passed_over():
     curve = [CurvePoint(10, 1, 1, 9.0, 2.0), CurvePoint(20, 2, 2, 8.0), CurvePoint(30, 3, 3, 7.0, 4.0)]
-    assert updates_to_bleu(curve, 3.0) == 20
-    assert updates_to_bleu(curve, 5.0) is None
-    assert updates_to_bleu([CurvePoint(20, 2, 2, 8.0)], 0.0) is None
+    assert _updates_to_rise(_rising_with_bleu(curve), 3.0) == 20
+    assert _updates_to_rise(_rising_with_bleu(curve), 5.0) is None
+    assert _rising_with_bleu([CurvePoint(20, 2, 2, 8.0)]) == []
 
 
 def test_runs_are_judged_by_their_last_dev_bleu(t2t_runs):
