@@ -340,7 +340,7 @@ def _time_steps(options: argparse.Namespace) -> None:
 
 def _method(options: argparse.Namespace) -> Method:
     from train_large.compression.conversion import Method
-    from train_large.compression.quantization import parse_bits
+    from train_large.compression.levels import parse_bits
     from train_large.report.units import parse_bytes
 
     return Method(

@@ -41,7 +41,8 @@ from fairseq_plugins.run import (
     stop_after_this_update,
     user_errors_end_the_run,
 )
-from train_large.compression.pruning import SCOPES, level_name, parse_levels, prunable, smallest, sparsity_of
+from train_large.compression.levels import level_name, parse_levels
+from train_large.compression.pruning import SCOPES, prunable, smallest, sparsity_of
 from train_large.compression.structures import (
     STRUCTURES,
     Block,

@@ -16,7 +16,7 @@ import select_best
 from experiments import Finetuning, Grid, Measuring, MemoryRun, Pretraining, Pruning
 
 from train_large import runlog
-from train_large.compression.pruning import level_name, parse_levels
+from train_large.compression.levels import level_name, parse_levels
 from train_large.sizes import Size, parameters, parameters_without_embeddings
 
 RUN = Pretraining("2l_32h", 8, "attention", 5, None, 1)

@@ -255,7 +255,7 @@ def test_shapes_that_all_layers_have_are_those_of_the_whole_model(data):
     ],
 )
 def test_shapes_that_cannot_be_built_are_refused_by_their_flag(data, flags, named):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(SystemExit, match=named):
         configuration(data, "--arch prenorm_roberta", flags)
 
 

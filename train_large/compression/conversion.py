@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from train_large.compression.checkpoint import configuration, read_checkpoint, stock_form, write_checkpoint
+from train_large.compression.levels import FULL_BITS, check_bits
 from train_large.compression.packed import read_state, write_packed
 from train_large.compression.quantization import Quantizer, dequantized, quantized, uniform
 from train_large.compression.rate import quantizer_for
 from train_large.compression.shrink import ENCODER
-from train_large.compression.storage import FULL_BITS, StorageSummary, block_size, check_bits, storage
+from train_large.compression.storage import StorageSummary, block_size, storage
 from train_large.data.dictionary import check_trained_with, label_names, parse_dictionary
 from train_large.data.documents import digest
 from train_large.data.folder import recorded

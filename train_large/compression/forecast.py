@@ -7,7 +7,8 @@ import math
 
 import torch
 
-from train_large.compression.storage import RANGE_BYTES, check_bits, tensor_storage
+from train_large.compression.levels import check_bits
+from train_large.compression.storage import RANGE_BYTES, tensor_storage
 from train_large.sizes import Size
 
 _SAMPLE = 100_000

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train_large.errors import UserError
-
 SCOPES = ("global", "layer")
 
 _CHUNK = 1 << 19  # weights looked at in one go: a few MB of temporaries, whatever the size of a tensor
@@ -65,40 +63,6 @@ def sparsity_of(weights: Mapping[str, Tensor]) -> tuple[int, int]:
     """How many of `weights` are exactly zero, and how many there are."""
     zeros = sum(weight.numel() - int(torch.count_nonzero(weight)) for weight in weights.values())
     return zeros, sum(weight.numel() for weight in weights.values())
-
-
-def parse_levels(text: str) -> tuple[float, ...]:
-    """The levels of a pruning ladder, as "0.15,0.30,0.45": rising shares of the weights, each between 0 and 1.
-
-    Raises UserError for anything else.
-    """
-
-    def wrong(why: str) -> UserError:
-        return UserError(
-            f"--sparsity-levels {text!r}: {why}; give rising shares between 0 and 1, such as 0.15,0.30,0.45."
-        )
-
-    if not text.strip():
-        raise wrong("no level at all")
-    levels: list[float] = []
-    for word in text.split(","):
-        try:
-            level = float(word)
-        except ValueError:
-            raise wrong(f"{word.strip()!r} is not a number") from None
-        if not 0 < level < 1:
-            raise wrong(f"{word.strip()} is not between 0 and 1")
-        if levels and level == levels[-1]:
-            raise wrong(f"{word.strip()} comes twice")
-        if levels and level < levels[-1]:
-            raise wrong(f"{word.strip()} comes after {levels[-1]:g}")
-        levels.append(level)
-    return tuple(levels)
-
-
-def level_name(sparsity: float) -> str:
-    """A level in per cent, as it stands in the names of files: 15 for 0.15, 12.5 for 0.125."""
-    return f"{100 * sparsity:.10g}"
 
 
 def _smallest(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:

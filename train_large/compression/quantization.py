@@ -14,7 +14,6 @@ The trap is zero, which is not a point of that grid:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Union
@@ -23,16 +22,10 @@ import torch
 from torch import Tensor
 
 from train_large.compression.clipping import clipped_range
+from train_large.compression.levels import FULL_BITS, GRID_BITS, check_bits
 from train_large.compression.mapped import forget
 from train_large.compression.parallel import on_all_cores
-from train_large.compression.storage import (
-    FULL_BITS,
-    GRID_BITS,
-    block_size,
-    check_bits,
-    is_parameter,
-    tied_to,
-)
+from train_large.compression.storage import block_size, is_parameter, tied_to
 from train_large.errors import UserError
 
 MAX_BITS = 15  # of an index: more than the paper's 8 only where steps are chosen by rate and distortion
@@ -65,13 +58,6 @@ class Quantized:
 
 # What to make of the parameter of that name: at 32 bits a tensor, the weights as they are.
 Quantizer = Callable[[str, Tensor], Union[Quantized, Tensor]]
-
-
-def parse_bits(text: str) -> int:
-    """`--bits` as typed, to a number of bits. Raises UserError for what is not 2 to 8, or 32."""
-    bits = int(text) if re.fullmatch(r"[0-9]{1,4}", text) else text
-    check_bits(bits)  # type: ignore[arg-type]
-    return int(bits)
 
 
 def quantize_tensor(w: Tensor, bits: int, granularity: str = "tensor", clip: bool = False) -> Quantized:

@@ -24,11 +24,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from train_large.compression.levels import FULL_BITS, check_bits
 from train_large.compression.mapped import forget
 from train_large.errors import UserError
 
-FULL_BITS = 32
-GRID_BITS = (2, 3, 4, 5, 6, 7, 8)  # the paper uses 4, 6 and 8; below 4 it saw severe loss of accuracy
 RANGE_BYTES = 8  # minimum and step, both float32
 POSITION_BITS = 32
 
@@ -124,15 +123,6 @@ def block_size(shape: tuple[int, ...], granularity: str) -> int:
             f"--granularity {granularity}: give tensor, row, or group:N with N weights a group, as in group:128."
         )
     return max(1, min(int(group[1]), prod(shape)))
-
-
-def check_bits(bits: int) -> None:
-    """Raise UserError unless weights can be stored in `bits` bits."""
-    if bits not in (*GRID_BITS, FULL_BITS):
-        raise UserError(
-            f"--bits {bits}: give a whole number from {GRID_BITS[0]} to {GRID_BITS[-1]} (the paper uses 4, 6 and 8), "
-            f"or {FULL_BITS} to leave the weights as they are."
-        )
 
 
 def storage(model_state: Mapping[str, Tensor], bits: int, granularity: str = "tensor") -> StorageSummary:

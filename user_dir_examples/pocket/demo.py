@@ -28,7 +28,7 @@ from screen import Screen
 
 from train_large import runlog, sizes
 from train_large.budget import parse_duration
-from train_large.compression.pruning import level_name
+from train_large.compression.levels import level_name
 from train_large.data.folder import RECORD
 from train_large.data.glue import TaskSummary, prepare_task
 from train_large.data.text import TextSummary, prepare_text

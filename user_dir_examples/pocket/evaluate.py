@@ -22,8 +22,9 @@ from fairseq import checkpoint_utils, utils
 
 from train_large.compression.checkpoint import read_checkpoint
 from train_large.compression.conversion import Method, files_of, pack_checkpoint
+from train_large.compression.levels import FULL_BITS
 from train_large.compression.quantization import quantize_state
-from train_large.compression.storage import FULL_BITS, storage
+from train_large.compression.storage import storage
 from train_large.compression.weight_error import ALL, WeightErrors, pruning_error, quantization_error
 
 

@@ -18,8 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from train_large.budget import parse_duration
-from train_large.compression.pruning import parse_levels
-from train_large.compression.storage import check_bits
+from train_large.compression.levels import check_bits, parse_levels
 from train_large.errors import UserError
 from train_large.sizes import SHARING, Size
 

@@ -28,7 +28,7 @@ sys.path += [str(ROOT / "user_dir_examples" / folder) for folder in ("pocket", "
 
 import recipe as pocket  # noqa: E402
 
-from train_large.compression.pruning import level_name  # noqa: E402
+from train_large.compression.levels import level_name  # noqa: E402
 from train_large.errors import UserError  # noqa: E402
 from train_large.files import whole  # noqa: E402
 

@@ -11,8 +11,7 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
 from train_large.compression import pruning
-from train_large.compression.pruning import level_name, parse_levels, prunable, smallest, sparsity_of
-from train_large.errors import UserError
+from train_large.compression.pruning import prunable, smallest, sparsity_of
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, max_side=6)
 ANY = hnp.arrays(np.float32, SHAPES, elements=st.floats(width=32, allow_nan=False))
@@ -142,32 +141,3 @@ def test_prunable_are_matrices_and_embeddings_once():
 def test_sparsity_of_counts_exact_zeros():
     weights = {"a": torch.tensor([[0.0, -0.0], [1e-45, 2.0]]), "b": torch.zeros(3, 3)}
     assert sparsity_of(weights) == (11, 13)
-
-
-def test_levels():
-    assert parse_levels("0.15,0.30, .45 ,9e-1") == (0.15, 0.30, 0.45, 0.9)
-    names = [level_name(level) for level in parse_levels("0.07,0.15,0.29,0.30,0.57,0.58,0.60,0.875,0.999")]
-    assert names == ["7", "15", "29", "30", "57", "58", "60", "87.5", "99.9"]
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("0.3,0.15", "0.15 comes after 0.3"),
-        ("0.15,0.30,0.30", "0.30 comes twice"),
-        ("0,0.5", "0 is not between"),
-        ("-0.1", "-0.1 is not between"),
-        ("0.5,1", "1 is not between"),
-        ("15,30", "15 is not between"),
-        ("nan", "nan is not between"),
-        ("0.15,half", "'half' is not a number"),
-        ("0.15,,0.30", "'' is not a number"),
-        ("", "no level"),
-    ],
-)
-def test_bad_levels_name_the_flag_and_the_way_out(text, why):
-    with pytest.raises(UserError) as error:
-        parse_levels(text)
-    assert "--sparsity-levels" in str(error.value)
-    assert why in str(error.value)
-    assert "0.15,0.30" in str(error.value)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from train_large.compression.quantization import (
     dequantize,
-    parse_bits,
     quantize_state,
     quantize_tensor,
 )
@@ -148,17 +147,6 @@ def test_weights_without_a_range_are_refused(bad):
         quantize_state({"layer.weight": torch.tensor([1.0, bad, 2.0])}, 4)
     with pytest.raises(UserError, match="more than float32"):
         quantize_tensor(torch.tensor([-3e38, 3e38]), 4)
-
-
-@pytest.mark.parametrize("text", ["2", "4", "6", "8", "32"])
-def test_bits_as_typed(text):
-    assert parse_bits(text) == int(text)
-
-
-@pytest.mark.parametrize("text", ["5.5", "0", "1", "9", "16", "64", "-4", "eight", "", "8 bits", "1e1", "8" * 5000])
-def test_other_bits_are_refused_with_the_way_out(text):
-    with pytest.raises(UserError, match=r"^--bits .*2 to 8.*32"):
-        parse_bits(text)
 
 
 @settings(deadline=None, max_examples=60)
