@@ -221,15 +221,16 @@ class Contestant:
         raise SystemExit(f"{self.name} ended: its error is above")
 
 
-def race(layers: int, hidden: int, batches: Sequence[int], peers: Path, rounds: int, threads: int) -> list[dict]:
-    """Rows of the table for one shape."""
+def race(
+    layers: int, hidden: int, batches: Sequence[int], chosen: Sequence[str], peers: Path, rounds: int, threads: int
+) -> list[dict]:
+    """Rows of the table for one shape, of the contestants that are `chosen`, and BASE."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for python, step in ((sys.executable, "prepare"), (peers, "onnx")):
             command = [python, __file__, "--step", step, "--folder", place, "--shape", f"{layers}x{hidden}"]
             subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
-        ours = [name for name in OURS if supported(name.split()[0])]
-        names = [BASE, *(f"packed {name}" for name in ours), *PEERS]
+        names = [BASE, *(name for name in chosen if name in PEERS or supported(name.split()[1]))]
         contestants = [
             Contestant(peers if name in PEERS else Path(sys.executable), name, folder, threads) for name in names
         ]
@@ -251,7 +252,9 @@ def race(layers: int, hidden: int, batches: Sequence[int], peers: Path, rounds: 
             "milliseconds": f"{1000 * statistics.median(contestant.rounds[batch]):.1f}",
             "ratio_to_fairseq": f"{_ratio(contestant, base, batch):.3f}",
             **{
-                f"ratio_to_{peer.name}": f"{_ratio(contestant, peer, batch):.3f}" for peer in contestants[-len(PEERS) :]
+                f"ratio_to_{peer.name}": f"{_ratio(contestant, peer, batch):.3f}"
+                for peer in contestants
+                if peer.name in PEERS
             },
             "resident_weights_share_of_fp32": f"{contestant.weights / base.weights:.4f}" if contestant.weights else "",
             "peak_process_mb": f"{contestant.peak / 1e6:.0f}",
@@ -301,6 +304,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--shape", action="append", help="layers x hidden, as 6x512; can be repeated")
     parser.add_argument("--batch", type=int, action="append", help="sentences; can be repeated (1 and 32)")
+    every = [*(f"packed {name}" for name in OURS), *PEERS]
+    parser.add_argument("--contestant", action="append", choices=every, help="beside fairseq's; can be repeated (all)")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--step", choices=("prepare", "onnx"), help=argparse.SUPPRESS)
@@ -318,7 +323,8 @@ def main() -> None:
     if not args.peers.exists():
         raise SystemExit(f"{args.peers} does not exist: run make env-peers, or give a Python with the peers by --peers")
     batches = args.batch or BATCHES
-    rows = [row for shape in shapes for row in race(*shape, batches, args.peers, args.rounds, args.threads)]
+    chosen = args.contestant or every
+    rows = [row for shape in shapes for row in race(*shape, batches, chosen, args.peers, args.rounds, args.threads)]
     for row in rows:
         print(*list(row.values())[:10], sep="\t")
     aside = args.out.with_suffix(".tmp")
