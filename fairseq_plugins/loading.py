@@ -53,7 +53,7 @@ def misfit(path: Path, model: Any, reason: str) -> str:
     differing = [
         (_told(name, theirs), _told(name, here))
         for name, (theirs, here) in pairs.items()
-        if (theirs or None) != (here or None)
+        if _given(theirs) != _given(here)
     ]
     if not differing:
         return f"{path}: its weights are not those of this model ({reason}); give another checkpoint or --save-dir."
@@ -62,6 +62,11 @@ def misfit(path: Path, model: Any, reason: str) -> str:
         f"{path}: it was trained with {theirs}, and this model has {here}: give the same, another checkpoint, or "
         "another --save-dir."
     )
+
+
+def _given(value: Any) -> Any:
+    """None where a checkpoint that does not know the flag means the same."""
+    return None if value in (False, "none") else value
 
 
 def _told(name: str, value: Any) -> str:

@@ -375,7 +375,9 @@ def explain_the_data() -> None:
         try:
             return upstream(cfg, *args, **kwargs)
         except FileNotFoundError as error:
-            missing = Path(str(error.filename))
+            if error.filename is None:
+                raise
+            missing = Path(error.filename)
             inside = missing.parent / "data-bin"
             fail(
                 f"{missing} is not there: give "

@@ -111,10 +111,10 @@ def test_levels_are_told_as_they_are(settings, tmp_path):
     folder = jobs.folder(settings, RUN)
     folder.mkdir(parents=True)
     (folder / "checkpoint_1_1600.pt").touch()
-    own = [f"out={tmp_path}", f"step_times={EACH}", "budget=64s", "prune.levels=[0.125,0.985,0.99]"]
+    own = [f"out={tmp_path}", f"step_times={EACH}", "budget=64s", "prune.levels=[0.123456789,0.985,0.99]"]
     changed, pruning = experiments.load(None, own), Pruning(FINETUNING)
     levels = flags(jobs.command(changed, pruning))["--sparsity-levels"]
-    assert parse_levels(levels) == (0.125, 0.985, 0.99)
+    assert parse_levels(levels) == (0.123456789, 0.985, 0.99)
     request = json.loads(jobs.command(changed, Measuring(FINETUNING, pruning))[2])
     expected = [f"checkpoint_sparsity_{level_name(level)}.pt" for level in parse_levels(levels)]
     assert [Path(level["checkpoint"]).name for level in request["levels"][1:]] == expected

@@ -80,8 +80,22 @@ def test_a_model_of_another_shape_is_told_which_flags_differ(text, trained, tmp_
     assert told in str(ending.value)
 
 
+def test_a_stock_checkpoint_does_not_differ_in_flags_that_it_cannot_have(text, trained, tmp_path):
+    checkpoint = torch.load(trained, weights_only=True)
+    for name in ("share_layers", "layer_heads", "layer_ffn"):
+        delattr(checkpoint["cfg"]["model"], name)
+    torch.save(checkpoint, tmp_path / "stock.pt")
+    told = "stock.pt: it was trained with --encoder-layers 1, and this model has --encoder-layers 2: "
+    with pytest.raises(SystemExit, match=told):
+        run(
+            *(text, *MLM, "--encoder-layers", "2", "--budget", "5s"),
+            *("--finetune-from-model", tmp_path / "stock.pt"),
+            save_dir=tmp_path,
+        )
+
+
 def test_weights_that_do_not_fit_for_no_flag_are_told_why(text, trained, tmp_path):
-    checkpoint = torch.load(trained, weights_only=False)
+    checkpoint = torch.load(trained, weights_only=True)
     del checkpoint["model"]["encoder.lm_head.bias"]
     torch.save(checkpoint, tmp_path / "less.pt")
     with pytest.raises(SystemExit, match=r"not those of this model \(Missing key.* \"encoder.lm_head.bias\""):

@@ -158,7 +158,7 @@ def prune(
 ) -> list[str]:
     """The pruning ladder, from the finetuned model, measured four times an epoch."""
     quarter = math.ceil(examples / recipe.finetune_batch / 4)
-    levels = ",".join(f"{level:g}" for level in recipe.sparsity)
+    levels = ",".join(map(str, recipe.sparsity))
     return [
         *_classification(data, save_dir, size, recipe, classes, start),
         *["--task", "pruning_sentence_prediction", "--sparsity-levels", levels],

@@ -17,7 +17,7 @@ from formula import BITS, paper, same_bits
 from torch import Tensor
 
 from train_large.compression import conversion
-from train_large.compression.checkpoint import read_checkpoint
+from train_large.compression.checkpoint import PLAIN_CLASSES, read_checkpoint
 from train_large.compression.conversion import Method, files_of, pack_checkpoint, quantize_checkpoint, unpack_checkpoint
 from train_large.compression.inspection import inspect
 from train_large.compression.packed import read_packed
@@ -29,6 +29,12 @@ from train_large.data.documents import digest as file_digest
 from train_large.errors import UserError
 
 PLUGIN = Path(__file__).parents[3] / "fairseq_plugins"
+
+
+def loaded(path):
+    """What may be written to the same file: it is read whole."""
+    with torch.serialization.safe_globals(list(PLAIN_CLASSES)):
+        return torch.load(path, weights_only=True)
 
 
 @pytest.fixture
@@ -343,7 +349,7 @@ def roberta(checkpoint):
     """A checkpoint with a row for each of w0, w1 and fairseq's five symbols; and the folder of its data."""
     data = checkpoint.parent / "data"
     data.mkdir()
-    state = torch.load(checkpoint, weights_only=False)
+    state = loaded(checkpoint)
     state["model"]["encoder.sentence_encoder.embed_tokens.weight"] = torch.randn(7, 8)
     state["cfg"]["task"]["data"] = str(data)
     state["cfg"]["model"].dictionary_digest = digest(["<s>", "<pad>", "</s>", "<unk>", "w0", "w1", "<mask>"])
@@ -378,7 +384,7 @@ def test_the_dictionary_of_another_model_is_refused(roberta, text, match):
 
 def test_where_no_digest_is_known_the_number_of_entries_counts(roberta):
     checkpoint, data = roberta
-    state = torch.load(checkpoint, weights_only=False)
+    state = loaded(checkpoint)
     del state["cfg"]["model"].dictionary_digest
     torch.save(state, checkpoint)
     (data / "dict.txt").write_text("w1 1\nw0 1\n")
@@ -425,7 +431,7 @@ def test_the_files_count_in_a_target_size(checkpoint):
 
 
 def test_a_criterion_with_weights_has_no_place(checkpoint):
-    state = torch.load(checkpoint, weights_only=False)
+    state = loaded(checkpoint)
     torch.save({**state, "criterion": {"weight": torch.ones(3)}}, checkpoint)
     with pytest.raises(UserError, match="in.pt: its criterion has weights of its own"):
         pack_checkpoint(checkpoint, checkpoint.with_name("p.safetensors"), Method(8))
@@ -437,7 +443,7 @@ def test_the_dictionary_is_that_of_the_first_folder_and_of_its_inputs(checkpoint
     (data / "input0").mkdir(parents=True)
     (data / "input0" / "dict.txt").write_text("5 1\n")
     (data / "dict.txt").write_text("6 1\n")
-    state = torch.load(checkpoint, weights_only=False)
+    state = loaded(checkpoint)
     state["cfg"]["task"]["data"] = f"{data}:{data}-more"
     torch.save(state, checkpoint)
     assert files_of(checkpoint) == {"dict.txt": "5 1\n"}
