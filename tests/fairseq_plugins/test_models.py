@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import fairseq_plugins.models  # noqa: F401
+from train_large.compression.checkpoint import read_checkpoint
 from train_large.sizes import (
     ROBERTA,
     SHARING,
@@ -320,7 +321,7 @@ def test_pretrained_resumed_and_finetuned_by_fairseq_train(texts, tmp_path):
     assert "Loaded checkpoint" in run(
         *train, *text, "--criterion", "masked_lm", "--max-update", "4", OMP_NUM_THREADS="1"
     )
-    saved = torch.load(last, weights_only=True)
+    saved = read_checkpoint(last)
     assert saved["optimizer_history"][-1]["num_updates"] == 4
     attention = [saved["model"][f"encoder.sentence_encoder.layers.{i}.self_attn.k_proj.weight"] for i in range(2)]
     feed_forward = [saved["model"][f"encoder.sentence_encoder.layers.{i}.fc1.weight"] for i in range(2)]
@@ -335,7 +336,7 @@ def test_pretrained_resumed_and_finetuned_by_fairseq_train(texts, tmp_path):
         OMP_NUM_THREADS="1",
     )
     assert "Loaded checkpoint" in printed
-    head = torch.load(finetuned / "checkpoint_last.pt", weights_only=True)["model"]
+    head = read_checkpoint(finetuned / "checkpoint_last.pt")["model"]
     assert head["classification_heads.sentence_classification_head.out_proj.weight"].shape == (2, 16)
 
 
