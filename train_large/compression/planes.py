@@ -1,12 +1,17 @@
 """Codes of 1 to 8 bits in bytes that are full, laid out so that whole arrays unpack in a few vector instructions.
 
-Codes of 4, 6 and 7 bits stand one in a byte at its top. What is free below, 4, 2 or 1 bits of 1, 3 or 7 bytes, has one
-code more, its highest bits first. So N codes of 6 bits are four quarters, of which three are bytes, byte j with code j
-of its quarter:
+Codes of 4, 6 and 7 bits stand one in a byte at its top. What is free below, 4, 2 or 1 bits of 1, 3 or 7 bytes, is such
+that all those bytes, times powers of two and added up modulo 256, are one code more. So N codes of 6 bits are four
+quarters, of which three are bytes, byte j with code j of its quarter, and no bit need be masked for the fourth:
 
-    4 codes of 6 bits       110001 001110 111000 011011
+    4 codes of 6 bits       110001 001110 111001 011011
 
-    one plane of 3 bytes    110001 01   001110 10   111000 11      the fourth code is 01 10 11
+    one plane of 3 bytes    110001 01   001110 01   111001 11
+
+    01000000  64 times the first, modulo 256
+    10010000  16 times the second
+    10011100  4 times the third
+    011011 00 their sum: the fourth code
 
 Of 1 or 2 bits a byte has 8 or 4 codes, byte j of P codes a byte the codes j, j + N/P, j + 2N/P, ..., the first in the
 highest bits, so one shift and one mask unpack N/P codes that lie side by side. 3 bits are 2 + 1, 5 bits 4 + 1, a plane
@@ -109,10 +114,19 @@ def _take_side_by_side(plane: Tensor, width: int, places: Tensor) -> Tensor:
 
 
 def _with_one_more(field: Tensor, width: int) -> Tensor:
-    count, free = _BYTES[width], 8 - width
-    *tops, more = field.unflatten(-1, (count + 1, -1)).unbind(-2)
-    digits = (more >> (free * (count - 1 - i)) & (2**free - 1) for i in range(count))
-    return torch.cat([top << free | digit for top, digit in zip(tops, digits)], -1)
+    free = 8 - width
+    *tops, more = field.unflatten(-1, (_BYTES[width] + 1, -1)).unbind(-2)
+    left, found = more << free, []
+    for top, shift in zip(reversed(tops), _shifts(width)):  # the last decides the lowest bits
+        found.append(top << free | (left >> shift) & (2**free - 1))
+        left = left - found[-1] * 2**shift
+    return torch.cat(found[::-1], -1)
+
+
+def _shifts(width: int) -> range:
+    """The powers of two of the bytes whose sum is one code more, from the last to the first."""
+    free = 8 - width
+    return range(free, 8, free)
 
 
 def _unpack_with_one_more(plane: Tensor, width: int, above: int, codes: Tensor) -> None:
@@ -122,13 +136,11 @@ def _unpack_with_one_more(plane: Tensor, width: int, above: int, codes: Tensor) 
     tops, parts = plane.unflatten(-1, (count, -1)), codes.unflatten(-1, (count + 1, -1))
     torch.bitwise_and(tops, 0xFF << free & 0xFF, out=parts[..., :-1, :])
     more = parts[..., -1, :]
-    if count == 1:
-        torch.mul(tops[..., 0, :], 2**free, out=more)
-        return
-    first, *digits = torch.bitwise_and(tops, 2**free - 1).unbind(-2)
-    for digit in digits:
-        first = torch.add(digit, first, alpha=2**free, out=more)
-    more.mul_(2**free)
+    last, *others = reversed(tops.unbind(-2))
+    least, *shifts = _shifts(width)
+    torch.mul(last, 2**least, out=more)
+    for byte, shift in zip(others, shifts):
+        torch.add(more, byte, alpha=2**shift, out=more)
 
 
 def _take_with_one_more(plane: Tensor, width: int, places: Tensor) -> Tensor:
@@ -136,8 +148,8 @@ def _take_with_one_more(plane: Tensor, width: int, places: Tensor) -> Tensor:
     size = plane.shape[-1] // count
     place, byte = places // size, places % size
     more = torch.zeros(places.shape, dtype=torch.uint8)
-    for i in range(count):
-        more = (more | plane[i * size + byte] & (2**free - 1)) << free
+    for i, shift in enumerate(reversed(_shifts(width))):
+        more += plane[i * size + byte] * 2**shift
     return torch.where(place == count, more, plane[places.clamp(max=count * size - 1)] & (0xFF << free & 0xFF))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -17,10 +19,9 @@ def by_hand(codes: list[int], bits: int) -> list[bytes]:
         if width in (4, 6, 7):
             free = 8 - width
             apart = len(codes) // (width // free + 1)
-            last = fields[-apart:]
-            bits_of_bytes = [
-                field + last[i % apart][free * (i // apart) :][:free] for i, field in enumerate(fields[:-apart])
-            ]
+            tops = [fields[i:-apart:apart] for i in range(apart)]
+            found = [free_bits(*column) for column in zip(tops, fields[-apart:])]
+            bits_of_bytes = [field + found[i % apart][i // apart] for i, field in enumerate(fields[:-apart])]
         else:
             apart = len(codes) * width // 8
             bits_of_bytes = ["".join(fields[byte::apart]) for byte in range(apart)]
@@ -28,9 +29,19 @@ def by_hand(codes: list[int], bits: int) -> list[bytes]:
     return result
 
 
+def free_bits(tops: list[str], more: str) -> tuple[str, ...]:
+    """What is below the codes `tops` in their bytes, such that these give the code `more`: found by trying all."""
+    free = 8 - len(more)
+    for bits in itertools.product(map("".join, itertools.product("01", repeat=free)), repeat=len(tops)):
+        total = sum(int(top + end, 2) << 8 - free * (i + 1) for i, (top, end) in enumerate(zip(tops, bits)))
+        if total % 256 == int(more, 2) << free:
+            return bits
+    raise AssertionError("no free bits give that code")
+
+
 def test_the_pictures_in_the_docstring() -> None:
-    codes = torch.tensor([0b110001, 0b001110, 0b111000, 0b011011], dtype=torch.uint8)
-    assert [f"{byte:08b}" for byte in planes.pack(codes, 6)[0].tolist()] == ["11000101", "00111010", "11100011"]
+    codes = torch.tensor([0b110001, 0b001110, 0b111001, 0b011011], dtype=torch.uint8)
+    assert [f"{byte:08b}" for byte in planes.pack(codes, 6)[0].tolist()] == ["11000101", "00111001", "11100111"]
     codes = torch.tensor([0b110, 0b001, 0b111, 0b000, 0b010, 0b101, 0b011, 0b100], dtype=torch.uint8)
     two, one = planes.pack(codes, 3)
     assert [f"{byte:08b}" for byte in two.tolist()] == ["11110101", "00001010"]
