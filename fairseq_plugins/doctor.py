@@ -22,7 +22,7 @@ from dataclasses import asdict
 from typing import Any
 
 from train_large.doctor import Row
-from train_large.machine import usable_cores
+from train_large.machine import maker, usable_cores
 
 Answer = tuple[bool, str]  # whether it is active, and why
 
@@ -234,10 +234,11 @@ def bf16_products() -> Answer:
     import torch
 
     from fairseq_plugins.models import fast_encoder
+    from train_large.products import product
 
     used = fast_encoder.products_dtype("auto") == torch.bfloat16
     instructions = _bf16_instructions()
-    fp32, bf16 = _rates(torch.float32, torch.bfloat16)
+    fp32, bf16 = _rates(torch.float32, torch.bfloat16, ways=(product, product))
     measured = f"large products run at {fp32:,.0f} GFLOP/s in fp32 and {bf16:,.0f} in bf16 ({bf16 / fp32:.1f} times)"
     if not used:
         reason = NO_REASON if fast_encoder.has_bf16_instructions() else "this CPU has no instructions for bf16 products"
@@ -248,6 +249,21 @@ def bf16_products() -> Answer:
     return True, f"{has}; {measured}"
 
 
+def float32_products() -> Answer:
+    from train_large import products
+
+    reason = products.left_to_torch()
+    if reason is not None:
+        return False, f"left to torch: {reason}"
+    import torch
+
+    own, onednns = _rates(torch.float32, torch.float32, ways=(torch.mm, products.product))
+    return True, (
+        f"by oneDNN, since MKL has no AVX512 for CPUs of {maker()}: "
+        f"large products run at {onednns:,.0f} GFLOP/s, and by MKL at {own:,.0f}"
+    )
+
+
 def _bf16_instructions() -> list[str]:
     import torch
 
@@ -255,20 +271,20 @@ def _bf16_instructions() -> list[str]:
     return [name for name, test in tests.items() if getattr(torch.cpu, test, bool)()]
 
 
-def _rates(*dtypes: Any) -> list[float]:
-    """GFLOP/s of a large product in each of `dtypes`, in turns so that what disturbs one disturbs all; the quickest of
-    each, since nothing makes a product quicker than it is."""
+def _rates(*dtypes: Any, ways: Sequence[Callable[[Any, Any], Any]]) -> list[float]:
+    """GFLOP/s of a large product in each of `dtypes` by each of `ways`, in turns so that what disturbs one disturbs
+    all; the quickest of each, since nothing makes a product quicker than it is."""
     import torch
 
     pairs = [[torch.randn(SIDE, SIDE).to(dtype) for _ in range(2)] for dtype in dtypes]
-    for one, other in pairs:
-        one @ other  # the first is slower
+    for way, pair in zip(ways, pairs):
+        way(*pair)  # the first is slower
     best = [float("inf")] * len(pairs)
     end = time.perf_counter() + SECONDS
     while True:
-        for number, (one, other) in enumerate(pairs):
+        for number, (way, pair) in enumerate(zip(ways, pairs)):
             start = time.perf_counter()
-            one @ other
+            way(*pair)
             best[number] = min(best[number], time.perf_counter() - start)
         if time.perf_counter() > end:
             return [2 * SIDE**3 / seconds / 1e9 for seconds in best]
@@ -375,6 +391,7 @@ OF_FAIRSEQ: dict[str, tuple[Callable[[], Answer], str | None]] = {
     "fast layers": (fast_layers, "--no-fast-layers"),
     "masked LM head": (masked_lm_head, "--no-fast-layers"),
     "bf16 matrix products": (bf16_products, "--matmul-precision fp32"),
+    "fp32 products by oneDNN": (float32_products, None),
     "fused Adam kernel": (fused_adam, "--optimizer adam"),
     "whole masked batches": (whole_batches, None),
 }

@@ -13,16 +13,27 @@ from pathlib import Path
 def processor(root: Path = Path("/")) -> str:
     """The processor's name as its maker gives it, with the numbers of its family and model where it has such: in a
     virtual machine generations of twice the speed have one name. Its architecture where the system does not tell."""
-    try:
-        lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    found: dict[str, str] = {}
-    for key, _, value in (line.partition(":") for line in lines):
-        found.setdefault(key.strip(), value.strip())
+    found = _cpuinfo(root)
     name = found.get("model name") or platform.processor() or platform.machine()
     numbers = [f"{key} {found[full]}" for key, full in (("family", "cpu family"), ("model", "model")) if full in found]
     return f"{name} ({' '.join(numbers)})" if numbers else name
+
+
+def maker(root: Path = Path("/")) -> str | None:
+    """Of the processor, in its own words ("GenuineIntel"); None where the system does not tell."""
+    return _cpuinfo(root).get("vendor_id")
+
+
+def _cpuinfo(root: Path) -> dict[str, str]:
+    """What Linux tells of the first processor."""
+    try:
+        lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    for key, _, value in (line.partition(":") for line in lines):
+        found.setdefault(key.strip(), value.strip())
+    return found
 
 
 def describe(threads: int) -> str:

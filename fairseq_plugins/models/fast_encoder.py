@@ -23,6 +23,7 @@ from fairseq_plugins.models.fast_layer import (
     rounded_up,
     tokens_of,
 )
+from train_large.products import linear, product, product_of_columns
 
 PRECISIONS = ("auto", "bf16", "fp32")
 ROWS = 1024  # of the vocabulary's logits at a time: 200 MB for the largest vocabulary
@@ -147,7 +148,7 @@ class VocabularyLoss(torch.autograd.Function):
         total = x.new_zeros(())
         for start in range(0, len(x), ROWS):
             rows, wanted = x[start : start + ROWS].to(dtype), targets[start : start + ROWS, None]
-            log_probabilities = F.linear(rows, w).float().add_(bias).log_softmax(-1)
+            log_probabilities = linear(rows, w).float().add_(bias).log_softmax(-1)
             total -= log_probabilities.gather(1, wanted).sum()
             if needed:
                 dlogits = log_probabilities.exp_()
@@ -155,8 +156,8 @@ class VocabularyLoss(torch.autograd.Function):
                 dlogits[len(wanted) :] = 0
                 dbias += dlogits.sum(0)
                 dlogits = dlogits.to(dtype)
-                dx[start : start + ROWS] = dlogits @ w
-                of_rows = (dlogits.t() @ rows).float()
+                dx[start : start + ROWS] = product(dlogits, w)
+                of_rows = product_of_columns(dlogits, rows).float()
                 dweight = of_rows if dweight is None else dweight.add_(of_rows)
         if needed and dweight is None:
             dweight = torch.zeros_like(weight)

@@ -10,7 +10,6 @@ Letters of shapes: T tokens, B sequences, L their length, A heads, D the width o
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairseq_plugins.models.cheap_dropout import keep_, keep_mask, mark_, marked_mask
+from train_large.products import linear, product, product_of_columns
 
 NAMES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2")
 NORMS = ("self_attn_layer_norm", "final_layer_norm")
@@ -163,24 +163,24 @@ class Attention(torch.autograd.Function):
         batch = tokens.batch
         # What dropout divides by is left to the products: a pass less over every gradient.
         dbranch, scale_out = _dropped(dy, keep, setting.dtype), 1 / (1 - setting.dropout)
-        dwo, dbo = product(dbranch.t(), mixed, scale_out), _sum(dbranch).mul_(scale_out)
+        dwo, dbo = product_of_columns(dbranch, mixed, scale_out), _sum(dbranch).mul_(scale_out)
         dmixed = product(dbranch, wo, scale_out / (1 - setting.attention_dropout))
         if queries is None:
             [dmixed] = _by_heads(tokens.spread(dmixed), 1, batch, setting.heads)
             dqkv = q.new_empty(3, *q.shape)
             _attention_backward(dmixed, (q, k, v), marked, setting, dqkv.unbind())
             dqkv = tokens.gather(_by_tokens(dqkv, batch))
-            dwqkv, dbqkv = (dqkv.t() @ n).float(), _sum(dqkv)
-            dn = (dqkv @ wqkv).float()
+            dwqkv, dbqkv = product_of_columns(dqkv, n).float(), _sum(dqkv)
+            dn = product(dqkv, wqkv).float()
         else:
             own = wo.size(1)
             [dmixed] = _by_heads(dmixed, 1, batch, setting.heads)
             dq, dkv = torch.empty_like(q), k.new_empty(2, *k.shape)
             _attention_backward(dmixed, (q, k, v), marked, setting, (dq, *dkv))
             dq, dkv = _by_tokens(dq[None], batch), tokens.gather(_by_tokens(dkv, batch))
-            dwqkv = torch.cat([(dq.t() @ n[queries.rows]).float(), (dkv.t() @ n).float()])
+            dwqkv = torch.cat([product_of_columns(dq, n[queries.rows]).float(), product_of_columns(dkv, n).float()])
             dbqkv = torch.cat([_sum(dq), _sum(dkv)])
-            dn = (dkv @ wqkv[own:]).float().index_add_(0, queries.rows, (dq @ wqkv[:own]).float())
+            dn = product(dkv, wqkv[own:]).float().index_add_(0, queries.rows, product(dq, wqkv[:own]).float())
         dx, dscale, dshift = torch.ops.aten.native_layer_norm_backward(
             dn, x, x.shape[1:], mean, rstd, scale, shift, [True] * 3
         )
@@ -212,39 +212,14 @@ class FeedForward(torch.autograd.Function):
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         y, n, mean, rstd, inner, active, keep, w1, w2, scale, shift = ctx.saved_tensors
         dbranch, scale_out = _dropped(dz, keep, ctx.setting.dtype), 1 / (1 - ctx.setting.dropout)
-        dw2, db2 = product(dbranch.t(), active, scale_out), _sum(dbranch).mul_(scale_out)
+        dw2, db2 = product_of_columns(dbranch, active, scale_out), _sum(dbranch).mul_(scale_out)
         dinner = torch.ops.aten.gelu_backward(product(dbranch, w2, scale_out), inner)
-        dw1, db1 = dinner.t() @ n, _sum(dinner)
-        dn = (dinner @ w1).float()
+        dw1, db1 = product_of_columns(dinner, n), _sum(dinner)
+        dn = product(dinner, w1).float()
         dy, dscale, dshift = torch.ops.aten.native_layer_norm_backward(
             dn, y, y.shape[1:], mean, rstd, scale, shift, [True] * 3
         )
         return dy.add_(dz), None, dw1.float(), db1, dw2.float(), db2, dscale, dshift
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x @ weight.t() + bias. torch's own, in bf16, writes the bias to the result first and adds the product to it: two
-    passes that oneDNN does without."""
-    if x.dtype == torch.bfloat16 and _has_fused_bias():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
-
-
-@functools.cache
-def _has_fused_bias() -> bool:
-    """Whether this torch has the operation that its compiler makes of linear maps (`_linear_pointwise`,
-    aten/src/ATen/native/mkldnn/Linear.cpp, torch 2.13.0), and it comes out right."""
-    try:
-        one = torch.ones(2, 2, dtype=torch.bfloat16)
-        found = torch.ops.mkldnn._linear_pointwise(one, one, one[0], "none", [], "")
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
-        return False
-    return torch.equal(found, torch.full((2, 2), 3, dtype=torch.bfloat16))
-
-
-def product(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """a @ b times `scale`, in one operation."""
-    return torch.addmm(a.new_empty(1, 1), a, b, beta=0, alpha=scale)
 
 
 def _by_heads(x_Px: Tensor, parts: int, batch: int, heads: int) -> Tensor:

@@ -68,3 +68,10 @@ def test_generations_of_one_name_are_told_apart(tmp_path: Path, text: str, name:
 
 def test_a_system_that_does_not_tell_has_an_architecture(tmp_path: Path) -> None:
     assert machine.processor(tmp_path) == (platform.processor() or platform.machine())
+
+
+def test_its_maker(tmp_path: Path) -> None:
+    assert machine.maker(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\n\nvendor_id\t: Other\n")
+    assert machine.maker(tmp_path) == "AuthenticAMD"

@@ -16,6 +16,7 @@ from fairseq_plugins import doctor, masking
 from fairseq_plugins.models import fast_encoder, prenorm_roberta
 from fairseq_plugins.optim import fused_adam
 from train_large import doctor as core
+from train_large import products
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,10 +57,25 @@ def test_a_cpu_without_instructions_is_told(monkeypatch):
 @pytest.mark.parametrize(("bf16", "advice"), [(90.0, True), (250.0, False)])
 def test_instructions_that_are_not_quicker_are_told(monkeypatch, bf16, advice):
     monkeypatch.setattr(fast_encoder, "has_bf16_instructions", lambda: True)
-    monkeypatch.setattr(doctor, "_rates", lambda *dtypes: [100.0, bf16])
+    monkeypatch.setattr(doctor, "_rates", lambda *dtypes, ways: [100.0, bf16])
     row = ask("bf16 matrix products")
     assert row.active is True
     assert ("not quicker here: give --matmul-precision fp32" in row.why) is advice
+
+
+def test_whose_float32_products_are_is_told(monkeypatch):
+    row = ask("fp32 products by oneDNN")
+    assert row.active is products.is_quick_by_onednn()
+    assert ("GFLOP/s" in row.why) is row.active
+    monkeypatch.setattr(products, "left_to_torch", lambda: "of the weather")
+    row = ask("fp32 products by oneDNN")
+    assert (row.active, row.why) == (False, "left to torch: of the weather")
+    monkeypatch.setattr(products, "left_to_torch", lambda: None)
+    monkeypatch.setattr(doctor, "maker", lambda: "AuthenticAMD")
+    monkeypatch.setattr(doctor, "_rates", lambda *dtypes, ways: [200.0 if way is torch.mm else 400.0 for way in ways])
+    row = ask("fp32 products by oneDNN")
+    assert row.active is True
+    assert "CPUs of AuthenticAMD: large products run at 400 GFLOP/s, and by MKL at 200" in row.why
 
 
 def test_the_reason_of_layers_is_told(monkeypatch):

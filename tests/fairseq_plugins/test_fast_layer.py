@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fairseq_plugins.models import fast_layer, sdpa_layer
-from fairseq_plugins.models.fast_encoder import has_bf16_instructions
 from fairseq_plugins.models.fast_layer import SAME_QUERIES, SAME_ROWS, Setting, queries_of, tokens_of
 from fairseq_plugins.models.narrow_attention import NarrowAttention
 
@@ -109,20 +108,6 @@ def test_next_to_no_padding_is_computed_and_sizes_come_again(lengths):
 
 def random_input(hidden: int) -> tuple[Tensor, Tensor, fast_layer.Tokens]:
     return torch.randn(2 * 6, hidden, requires_grad=True), torch.randn(2 * 6, hidden), tokens_of(None, 2, 6)
-
-
-@pytest.mark.skipif(not has_bf16_instructions(), reason="this CPU has no instructions for bf16")
-def test_biases_are_added_within_the_products_here():
-    assert fast_layer._has_fused_bias()
-
-
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
-def test_a_linear_map_in_bf16_is_rounded_at_its_end(rows, width, wide):
-    torch.manual_seed(rows)
-    x, weight, bias = (torch.randn(shape).bfloat16() for shape in ((rows, width), (wide, width), (wide,)))
-    expected = x.double() @ weight.double().t() + bias.double()
-    torch.testing.assert_close(fast_layer.linear(x, weight, bias).double(), expected, rtol=2**-7, atol=1e-5)
-    torch.testing.assert_close(fast_layer.product(x, weight.t(), 1.25), (1.25 * (expected - bias)).bfloat16())
 
 
 @pytest.mark.parametrize("quick", [fast_layer, sdpa_layer])

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from train_large.compression import fbgemm, onednn
 from train_large.compression.resident import Dense, Matrix, Tiles, row_slices
+from train_large.products import is_quick_by_onednn, product
 
 INT8, INT16, INT24, BFLOAT16, FLOAT32 = PRECISIONS = ("int8", "int16", "int24", "bfloat16", "float32")
 IN_CODES = {INT8: 1, INT16: 2, INT24: 3}  # and how many codes each number of the input has
@@ -218,10 +219,10 @@ def _times_codes(x: Tensor, weight: Dense) -> Tensor:
 
 def _multiply(x: Tensor, w: Tensor, y: Tensor) -> None:
     """y, float32, becomes x times w, which are both of any one type."""
-    if x.dtype == y.dtype:
+    if x.dtype == y.dtype and not is_quick_by_onednn():
         torch.mm(x, w, out=y)
     else:
-        y.copy_(x @ w)
+        y.copy_(product(x, w))
 
 
 @dataclass(frozen=True)
