@@ -293,12 +293,29 @@ def test_resident_weights_are_k_bits_and_3_per_cent(layers: int, hidden: int, bi
 
 @pytest.mark.parametrize("tokens", [1, network._SHORT, network._SHORT + 1])
 def test_attention_of_short_and_of_long_sentences(tokens: int) -> None:
-    heads, width, asked = 3, 8, 2
+    (q, k, v), expected = attention(tokens, heads=3)
+    torch.testing.assert_close(network._mix(q, k, v, 3).double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "bf16"), [(63, False), (64, True), (100, True), (200, True), (512, True), (513, False)]
+)
+def test_rough_attention(tokens: int, bf16: bool) -> None:
+    (q, k, v), expected = attention(tokens, heads=3)
+    found = network._mix(q, k, v, 3, roughly=True)
+    assert found.dtype == torch.float32
+    error = float((found.double() - expected).abs().max())
+    assert (1e-5 if bf16 else 0) < error < (2e-2 if bf16 else 1e-6)
+
+
+def attention(tokens: int, heads: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Queries of two places, keys and values of all, and what comes out, in float64."""
+    width, asked = 8, 2
     q, k, v = (torch.randn(count, heads * width) for count in (asked, tokens, tokens))
     q_RxAxD, k_TxAxD, v_TxAxD = (x.double().view(len(x), heads, width) for x in (q, k, v))
     scores_AxRxT = torch.einsum("rad,tad->art", q_RxAxD, k_TxAxD) / math.sqrt(width)
     expected_RxAxD = torch.einsum("art,tad->rad", scores_AxRxT.exp() / scores_AxRxT.exp().sum(2, True), v_TxAxD)
-    torch.testing.assert_close(network._mix(q, k, v, heads).double(), expected_RxAxD.flatten(1), rtol=0, atol=1e-6)
+    return (q, k, v), expected_RxAxD.flatten(1)
 
 
 def waiting(model: RobertaModel, tensors: dict[str, Quantized | Tensor], allowed: int = 0) -> network.Network:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from train_large import products
 from train_large.compression import kernels, onednn
 from train_large.compression.kernels import BFLOAT16, FLOAT32, INT8, Linear
 from train_large.compression.parallel import on_all_cores
@@ -55,6 +56,9 @@ _FEWEST = 128  # tokens that are worth packing a weight for FBGEMM
 # no more than twice as slow on cores that have other work, and the other four times.
 _TOGETHER, _MOST = 1024, 512
 _SHORT = 128  # tokens up to which two cores are quicker at attention in two products than in pieces, and one as quick
+# Tokens from which and up to which attention is quicker in bfloat16 by instructions that take pairs of numbers: below,
+# calling oneDNN takes longer than the products; above, all weights of attention at once take much memory.
+_ROUGHLY = range(64, 513)
 _GELU_LOWEST = -0.17  # no value of gelu lies below
 
 
@@ -282,7 +286,7 @@ def word_logits(head: WordHead, masked: Tensor) -> Tensor:
     inner = head.norm(F.gelu(inner))
     logits = inner.new_empty(len(inner), head.words.shape[0])
     for block, words in head.words.blocks():
-        logits[:, block] = F.linear(inner, words, head.bias[block])
+        logits[:, block] = products.linear(inner, words, head.bias[block])
     return logits
 
 
@@ -311,7 +315,8 @@ def _attend(
             chosen = torch.cat([place + offset for place, offset in zip(places[first:last], offsets)])
             q, rows = q[chosen], rows[chosen]
             wanted = [len(place) for place in places[first:last]]
-        mixed = [_mix(*one, layer.heads) for one in zip(q.split(wanted), k.split(sizes), v.split(sizes))]
+        roughly = precision in (INT8, BFLOAT16) and kernels.supported(BFLOAT16)
+        mixed = [_mix(*one, layer.heads, roughly) for one in zip(q.split(wanted), k.split(sizes), v.split(sizes))]
         [update] = kernels.project(_cat(mixed), [out], precision)
         return update.add_(rows)
 
@@ -320,20 +325,28 @@ def _attend(
     return x if network.prenorm else layer.attention_norm(x)
 
 
-def _mix(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Attention of q (R, heads * width) to k and v (T, heads * width) of one sentence; float32."""
-    q_AxRxD, k_AxTxD, v_AxTxD = (t.view(len(t), heads, -1).transpose(0, 1) for t in (q, k, v))
-    if len(k) <= _SHORT and q.dtype == torch.float32:
-        scores_AxRxT = torch.baddbmm(q.new_empty(()), q_AxRxD, k_AxTxD.mT, beta=0, alpha=q_AxRxD.shape[2] ** -0.5)
+def _mix(q: Tensor, k: Tensor, v: Tensor, heads: int, roughly: bool = False) -> Tensor:
+    """Attention of q (R, heads * width) to k and v (T, heads * width) of one sentence; float32. `roughly` is in
+    bfloat16 where that takes less time."""
+    by_head = [t.view(len(t), heads, -1).transpose(0, 1) for t in (q, k, v)]
+    roughly = roughly and q.dtype == torch.float32 and len(k) in _ROUGHLY
+    if roughly:  # oneDNN would copy what is not side by side anyway, and slower
+        by_head = [t.to(torch.bfloat16, memory_format=torch.contiguous_format) for t in by_head]
+    q_AxRxD, k_AxTxD, v_AxTxD = by_head
+    if roughly or (len(k) <= _SHORT and q.dtype == torch.float32):
+        empty, scale = q_AxRxD.new_empty(()), q_AxRxD.shape[2] ** -0.5
+        scores_AxRxT = torch.baddbmm(empty, q_AxRxD, k_AxTxD.mT, beta=0, alpha=scale)
         mixed_AxRxD = torch.softmax(scores_AxRxT, 2, out=scores_AxRxT) @ v_AxTxD
     else:
         mixed_AxRxD = F.scaled_dot_product_attention(q_AxRxD[None], k_AxTxD[None], v_AxTxD[None])[0]
-    return mixed_AxRxD.transpose(0, 1).reshape(len(q), -1).float()
+    mixed_RxAxD = mixed_AxRxD.transpose(0, 1)
+    return torch.empty(mixed_RxAxD.shape).copy_(mixed_RxAxD).view(len(q), -1)
 
 
 def _mixed_in(precision: str) -> torch.dtype:
-    """Of attention: bfloat16 where the maps around it are no more precise and the CPU has AMX. Without that, PyTorch's
-    attention in bfloat16 takes 1.1 to 1.2 times as long as in float32 (128 tokens, an EPYC with AVX512-BF16)."""
+    """Of all attention: bfloat16 where the maps around it are no more precise and the CPU has AMX. Without that,
+    PyTorch's attention in pieces in bfloat16 takes 1.1 to 1.2 times as long as in float32 (128 tokens, an EPYC with
+    AVX512-BF16)."""
     amx = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
     return torch.bfloat16 if precision in (INT8, BFLOAT16) and amx and kernels.supported(BFLOAT16) else torch.float32
 
