@@ -128,7 +128,12 @@ def times_tiles(codes: Tensor, weight: Tensor, step: Tensor) -> Tensor:
 
     The operation takes signed codes too, but with VNNI and no AMX there is no kernel for those: 10,000 times slower.
     """
-    none = torch.zeros(len(step), dtype=torch.int32)
+    none = _zeros(len(step))
     return torch.ops.onednn.qlinear_pointwise(
         codes, 1.0, 128, weight, step, none, None, 1.0, 0, torch.float32, "none", [], ""
     )
+
+
+@functools.cache
+def _zeros(count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.int32)

@@ -27,6 +27,7 @@ Unpacked codes are at the top of their byte, 110 as 1100 0000, with zeros below.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -100,9 +101,9 @@ def _unpack_side_by_side(plane: Tensor, width: int, above: int, codes: Tensor) -
         part = parts[..., i, :]
         out = part if spare is None else spare
         if width * i == above:  # in its place already
-            torch.bitwise_and(plane, mask, out=out)
+            torch.bitwise_and(plane, _byte(mask), out=out)
         else:
-            _shift(plane, width * i - above, out).bitwise_and_(mask)
+            _shift(plane, width * i - above, out).bitwise_and_(_byte(mask))
         if spare is not None:
             part.bitwise_or_(spare)
 
@@ -134,11 +135,11 @@ def _unpack_with_one_more(plane: Tensor, width: int, above: int, codes: Tensor) 
     assert above == 0
     count, free = _BYTES[width], 8 - width
     tops, parts = plane.unflatten(-1, (count, -1)), codes.unflatten(-1, (count + 1, -1))
-    torch.bitwise_and(tops, 0xFF << free & 0xFF, out=parts[..., :-1, :])
+    torch.bitwise_and(tops, _byte(0xFF << free & 0xFF), out=parts[..., :-1, :])
     more = parts[..., -1, :]
     last, *others = reversed(tops.unbind(-2))
     least, *shifts = _shifts(width)
-    torch.mul(last, 2**least, out=more)
+    torch.mul(last, _byte(2**least), out=more)
     for byte, shift in zip(others, shifts):
         torch.add(more, byte, alpha=2**shift, out=more)
 
@@ -156,4 +157,10 @@ def _take_with_one_more(plane: Tensor, width: int, places: Tensor) -> Tensor:
 def _shift(plane: Tensor, left: int, out: Tensor) -> Tensor:
     if left < 0:
         return torch.bitwise_right_shift(plane, -left, out=out)
-    return torch.mul(plane, 2**left, out=out)  # twice as quick as a shift, of bytes
+    return torch.mul(plane, _byte(2**left), out=out)  # twice as quick as a shift, of bytes
+
+
+@functools.cache
+def _byte(value: int) -> Tensor:
+    """uint8: to turn a number into a tensor takes as long as unpacking some thousand codes."""
+    return torch.tensor(value, dtype=torch.uint8)
