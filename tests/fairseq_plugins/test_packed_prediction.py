@@ -210,6 +210,26 @@ def test_labels_are_those_of_the_unpacked_model(activations: str, bits: int) -> 
     assert (logits - expected)[~again].abs().max() > (1e-5 if activations != INT16 else 1e-7)
 
 
+@pytest.mark.parametrize(("positions", "seen"), [(60, True), (59, False)])
+def test_rougher_attention_to_long_sentences_is_in_the_doubts(
+    monkeypatch: pytest.MonkeyPatch, positions: int, seen: bool
+) -> None:
+    """Errors that only sentences have which are longer than those of the first trial."""
+    if not supported(INT8):
+        pytest.skip("not on this CPU")
+    model, mix = build(max_positions=positions), network._mix
+    monkeypatch.setattr(network, "rough_lengths", lambda precision: range(0))
+    even = load(model, 8, INT8).doubts
+
+    def rougher(q: Tensor, k: Tensor, v: Tensor, heads: int, rough: range = range(0)) -> Tensor:
+        found = mix(q, k, v, heads)
+        return found + torch.randn(found.shape) if len(k) in rough else found
+
+    monkeypatch.setattr(network, "_mix", rougher)
+    monkeypatch.setattr(network, "rough_lengths", lambda precision: range(60, 100) if precision == INT8 else range(0))
+    assert (load(model, 8, INT8).doubts[0] > 5 * even[0]) is seen
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_chain_of_close_calls_ends_where_it_is_exact(bits: int) -> None:
     """With a doubt that nothing passes, all is decided by the last: as exact as float32."""
@@ -302,7 +322,7 @@ def test_attention_of_short_and_of_long_sentences(tokens: int) -> None:
 )
 def test_rough_attention(tokens: int, bf16: bool) -> None:
     (q, k, v), expected = attention(tokens, heads=3)
-    found = network._mix(q, k, v, 3, roughly=True)
+    found = network._mix(q, k, v, 3, network._ROUGHLY)
     assert found.dtype == torch.float32
     error = float((found.double() - expected).abs().max())
     assert (1e-5 if bf16 else 0) < error < (2e-2 if bf16 else 1e-6)

@@ -315,8 +315,8 @@ def _attend(
             chosen = torch.cat([place + offset for place, offset in zip(places[first:last], offsets)])
             q, rows = q[chosen], rows[chosen]
             wanted = [len(place) for place in places[first:last]]
-        roughly = precision in (INT8, BFLOAT16) and kernels.supported(BFLOAT16)
-        mixed = [_mix(*one, layer.heads, roughly) for one in zip(q.split(wanted), k.split(sizes), v.split(sizes))]
+        rough = rough_lengths(precision)
+        mixed = [_mix(*one, layer.heads, rough) for one in zip(q.split(wanted), k.split(sizes), v.split(sizes))]
         [update] = kernels.project(_cat(mixed), [out], precision)
         return update.add_(rows)
 
@@ -325,11 +325,17 @@ def _attend(
     return x if network.prenorm else layer.attention_norm(x)
 
 
-def _mix(q: Tensor, k: Tensor, v: Tensor, heads: int, roughly: bool = False) -> Tensor:
-    """Attention of q (R, heads * width) to k and v (T, heads * width) of one sentence; float32. `roughly` is in
-    bfloat16 where that takes less time."""
+def rough_lengths(precision: str) -> range:
+    """Of sentences, for which attention is in bfloat16 and for others not."""
+    wanted = precision in (INT8, BFLOAT16) and kernels.supported(BFLOAT16)
+    return _ROUGHLY if wanted and _mixed_in(precision) == torch.float32 else range(0)
+
+
+def _mix(q: Tensor, k: Tensor, v: Tensor, heads: int, rough: range = range(0)) -> Tensor:
+    """Attention of q (R, heads * width) to k and v (T, heads * width) of one sentence; float32. In bfloat16 for T in
+    `rough`."""
     by_head = [t.view(len(t), heads, -1).transpose(0, 1) for t in (q, k, v)]
-    roughly = roughly and q.dtype == torch.float32 and len(k) in _ROUGHLY
+    roughly = len(k) in rough
     if roughly:  # oneDNN would copy what is not side by side anyway, and slower
         by_head = [t.to(torch.bfloat16, memory_format=torch.contiguous_format) for t in by_head]
     q_AxRxD, k_AxTxD, v_AxTxD = by_head

@@ -36,8 +36,10 @@ _ALLOWED = 0.03
 
 # Sentences of pseudo-random words on which the error of a precision is measured when a model is loaded, the longest of
 # so many tokens; and how many times its root mean square a lead must be to count. The largest error of a few sentences
-# would change with the draw by a factor of three; of 10,063 real ones it is 10 times this (bench/close_calls.py).
+# would change with the draw by a factor of three; of 10,063 real ones it is 10 times this (bench/close_calls.py). Where
+# attention to longer sentences is rougher, there are some of the shortest of those too.
 _TRIALS, _TRIAL_TOKENS, CAUTION = 64, 48, 12.0
+_ROUGH_TRIALS = 16
 
 _ESCAPED = {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}  # words that would end a line or a column
 
@@ -305,15 +307,24 @@ def _choose_head(built: Network, head: str | None) -> str | None:
 def _doubts(model: Model, again: Sequence[str]) -> tuple[float, ...]:
     """`Model.doubts`, where the precisions `again` decide after close calls, from the errors of the lead of any class
     over any other on the trial sentences."""
+    trials = [_errors(model, again, _TRIALS, 1, _TRIAL_TOKENS)]
+    rough = network.rough_lengths(model.precision)
+    if rough and rough.start <= model.network.max_length:
+        trials.append(_errors(model, again, _ROUGH_TRIALS, rough.start, rough.start))
+    return tuple(CAUTION * max(of_precision) for of_precision in zip(*trials))
+
+
+def _errors(model: Model, again: Sequence[str], count: int, shortest: int, longest: int) -> list[float]:
+    """Of each precision but the last of `again`, root mean squares, on `count` sentences of such lengths."""
     draw = torch.Generator().manual_seed(1)
-    longest, words = min(_TRIAL_TOKENS, model.network.max_length), model.network.tokens.shape[0]
-    lengths = torch.randint(1, longest + 1, (_TRIALS,), generator=draw).tolist()
+    longest, words = min(longest, model.network.max_length), model.network.tokens.shape[0]
+    lengths = torch.randint(shortest, longest + 1, (count,), generator=draw).tolist()
     sentences = [torch.randint(words, (length,), generator=draw) for length in lengths]
     for sentence in sentences:
         sentence[-1], sentence[0] = EOS, BOS
     *rough, exact = (model._logits(sentences, precision) for precision in (model.precision, *again))
     errors = [logits - exact for logits in rough]
-    return tuple(CAUTION * float((error.amax(1) - error.amin(1)).square().mean().sqrt()) for error in errors)
+    return [float((error.amax(1) - error.amin(1)).square().mean().sqrt()) for error in errors]
 
 
 @cache
