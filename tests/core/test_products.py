@@ -21,14 +21,15 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The products that oneDNN was asked for."""
+    """The shapes of the products that oneDNN was asked for."""
     if not products.has_onednn():
         pytest.skip("this torch has no linear map of oneDNN")
     found, onednn = [], products._onednn
 
     def watched(*arguments: Tensor) -> Tensor:
-        found.append("oneDNN")
-        return onednn(*arguments)
+        result = onednn(*arguments)
+        found.append(f"{len(result)} x {len(result.t())}")
+        return result
 
     monkeypatch.setattr(products, "_onednn", watched)
     return found
@@ -82,13 +83,22 @@ def test_the_quicker_library_is_taken_here() -> None:
 def test_who_is_asked(library: str, asked: list[str]) -> None:
     x, w, bias = torch.randn(8, 4), torch.randn(6, 4), torch.randn(6)
     products.linear(x, w, bias), products.product(x, w.t()), products.product_of_columns(x, x)
-    assert len(asked) == (3 if library == "oneDNN" else 0)
+    assert asked == (["8 x 6", "8 x 6", "4 x 4"] if library == "oneDNN" else [])
     asked.clear()
     products.linear(x.double(), w.double(), bias.double()), products.product(x.double(), w.t().double())
     products.linear(x.to("meta"), w.to("meta"))
     assert asked == []
     products.linear(x.bfloat16(), w.bfloat16(), bias.bfloat16())
-    assert asked == ["oneDNN"]  # without a second pass for the bias
+    assert asked == ["8 x 6"]  # without a second pass for the bias
+
+
+def test_a_high_gradient_is_made_on_its_side(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In which oneDNN is quicker."""
+    monkeypatch.setattr(products, "is_quick_by_onednn", lambda: True)
+    narrow, wide = torch.randn(8, 3), torch.randn(8, 5)
+    assert products.product_of_columns(narrow, wide).shape == (3, 5)
+    assert products.product_of_columns(wide, narrow).shape == (5, 3)
+    assert asked == ["3 x 5", "3 x 5"]
 
 
 def test_operands_stay_as_they_are(library: str) -> None:

@@ -328,6 +328,18 @@ def test_rough_attention(tokens: int, bf16: bool) -> None:
     assert (1e-5 if bf16 else 0) < error < (2e-2 if bf16 else 1e-6)
 
 
+@pytest.mark.parametrize("precision", [INT8, BFLOAT16, INT16, FLOAT32])
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("amx", [True, False])
+def test_where_attention_is_rough(monkeypatch: pytest.MonkeyPatch, precision: str, bf16: bool, amx: bool) -> None:
+    """With AMX all of it is in bfloat16, so that no lengths differ."""
+    monkeypatch.setattr(kernels, "supported", lambda other: bf16 and other == BFLOAT16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    found = network.rough_lengths(precision)
+    wanted = precision in (INT8, BFLOAT16) and bf16 and not amx
+    assert [length for length in range(1, 2000) if length in found] == (list(range(64, 513)) if wanted else [])
+
+
 def attention(tokens: int, heads: int) -> tuple[tuple[Tensor, ...], Tensor]:
     """Queries of two places, keys and values of all, and what comes out, in float64."""
     width, asked = 8, 2

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from train_large.compression import fbgemm, onednn
+from train_large import products
+from train_large.compression import fbgemm, kernels, onednn
 from train_large.compression.kernels import (
     BFLOAT16,
     FLOAT32,
@@ -129,6 +130,21 @@ def test_products(
     tolerance = {INT8: 0.02, INT16: 8e-5, INT24: 1e-6, BFLOAT16: 0.02, FLOAT32: 1e-6}[precision]
     assert (y - expected).norm() <= tolerance * expected.norm()
     assert torch.equal(y, again)
+
+
+@pytest.mark.parametrize(("granularity", "sparsity"), [("tensor", 0), ("tensor", 0.5)])
+@pytest.mark.parametrize("by_onednn", [True, False])
+def test_float32_is_of_the_quicker_library(
+    monkeypatch: pytest.MonkeyPatch, granularity: str, sparsity: float, by_onednn: bool
+) -> None:
+    made, product = [], products.product
+    monkeypatch.setattr(kernels, "is_quick_by_onednn", lambda: by_onednn)
+    monkeypatch.setattr(kernels, "product", lambda a, b: made.append(b) or product(a, b))
+    one, w = linear(8, granularity, sparsity)
+    x = rows(5, None)
+    [y] = project(x, [load(one, FLOAT32)], FLOAT32)
+    torch.testing.assert_close(y, F.linear(x, w, one.bias), rtol=1e-5, atol=1e-5)
+    assert bool(made) is by_onednn
 
 
 @pytest.mark.parametrize("lowest", [None, LOWEST])
