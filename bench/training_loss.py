@@ -3,7 +3,8 @@ bench/training_race.csv.
 
 Loss: as many updates by stock fairseq and by ours, from the same weights, on the same batches; once with dropout and
 matrix products in bf16 where ours takes them, once without dropout in fp32, where every loss should be stock's. What
-rounding alone makes of a run is told by a third: stock fairseq again, on one thread, which adds in another order. With
+rounding alone makes of a run is told by a third: stock fairseq again, on one thread, which adds in another order. Where
+oneDNN makes ours' products there is one more, whose are torch's, as stock's: they round alike. With
 rounding all but gone, both in float64, what is left is a difference of the computations. At two rates: a high one for
 this batch, by which the loss falls within so few updates, and the lowest of the paper's Table 1.
 
@@ -29,6 +30,7 @@ import torch
 from training_speed import CONTENDERS, HERE, run
 
 from train_large import machine
+from train_large.products import is_quick_by_onednn
 from train_large.sizes import LEARNING_RATES
 
 LAYERS, HIDDEN, BATCH = 4, 256, 32
@@ -81,6 +83,9 @@ def losses(data: Path, updates: int, recipes: list[str], rates: list[float]) -> 
             rows.append(row("no dropout, stock and ours in float64", rate, "ours, float64", stock, ours))
             continue
         rows.append(row("no dropout", rate, "ours, fp32", stock, ours))
+        if is_quick_by_onednn():
+            ours = fairseq(data, "ours, fp32", f"{flags} {as_stock}", TRAIN_LARGE_PRODUCTS="torch")
+            rows.append(row("no dropout", rate, "ours, fp32, torch's products", stock, ours))
         alone = fairseq(data, STOCK, flags, OMP_NUM_THREADS="1")
         rows.append(row("no dropout", rate, "stock fairseq, fp32, one thread", stock, alone))
     return rows

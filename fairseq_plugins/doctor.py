@@ -391,7 +391,7 @@ OF_FAIRSEQ: dict[str, tuple[Callable[[], Answer], str | None]] = {
     "fast layers": (fast_layers, "--no-fast-layers"),
     "masked LM head": (masked_lm_head, "--no-fast-layers"),
     "bf16 matrix products": (bf16_products, "--matmul-precision fp32"),
-    "fp32 products by oneDNN": (float32_products, None),
+    "fp32 products by oneDNN": (float32_products, "TRAIN_LARGE_PRODUCTS=torch"),
     "fused Adam kernel": (fused_adam, "--optimizer adam"),
     "whole masked batches": (whole_batches, None),
 }

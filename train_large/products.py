@@ -8,12 +8,14 @@ bfloat16 are oneDNN's anyway.
 from __future__ import annotations
 
 import functools
+import os
 
 import torch
 from torch import Tensor
 
 from train_large.machine import maker
 
+OPT_OUT = "TRAIN_LARGE_PRODUCTS"  # in the environment: `torch` leaves all to torch, whose rounding is stock fairseq's
 OTHER_MAKERS = ("AuthenticAMD", "HygonGenuine")  # of processors with AVX512, in the words of the processor
 
 
@@ -50,6 +52,8 @@ def is_quick_by_onednn() -> bool:
 @functools.cache
 def left_to_torch() -> str | None:
     """Why products in float32 are left to torch on this machine; None where oneDNN makes them."""
+    if os.environ.get(OPT_OUT) == "torch":
+        return f"{OPT_OUT}=torch says so"
     if not getattr(torch.cpu, "_is_avx512_supported", bool)():
         return "this CPU has no AVX512, without which oneDNN is no quicker"
     if not torch.backends.mkl.is_available():

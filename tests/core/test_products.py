@@ -131,6 +131,8 @@ def test_where_onednn_is_quicker(
     found = products.left_to_torch.__wrapped__()
     assert (found is None) == (reason is None)
     assert (reason or "") in (found or "")
+    monkeypatch.setenv("TRAIN_LARGE_PRODUCTS", "torch")
+    assert products.left_to_torch.__wrapped__() == "TRAIN_LARGE_PRODUCTS=torch says so"
 
 
 @pytest.mark.parametrize("wrong", [lambda *_: torch.zeros(3, 2), None])
