@@ -272,6 +272,37 @@ def test_experts_are_clipped_and_not_counted():
     assert_alike(stock, ours)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("high", [600, 100])  # together more, and less, than is worth sharing
+def test_the_norm_is_fairseqs_to_the_last_bit(threads: int, high: int):
+    """Added up in another order it would not be: it is the sum of a million squares, in float32."""
+    generator = torch.Generator().manual_seed(threads)
+    shapes = [(high, 1000), (5,), (1,), (high, 700), (1025,), (high, 800)]
+    gradients = [torch.randn(shape, generator=generator) for shape in shapes]
+    norms = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for kind in (FairseqAdam, FusedFairseqAdam):
+            own = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+            for parameter, gradient in zip(own, gradients):
+                parameter.grad = gradient.clone()
+            norms.append(kind(config(), own).clip_grad_norm(1.0))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*norms)
+    assert norms[0].item() == pytest.approx(sum(float(g.double().square().sum()) for g in gradients) ** 0.5, rel=1e-3)
+
+
+@given(st.lists(st.integers(0, 100), max_size=20), st.integers(1, 5))
+def test_shares_are_even(sizes: list[int], count: int):
+    shares = fused_adam._shares(sizes, count)
+    assert len(shares) == count
+    assert sorted(number for share in shares for number in share) == list(range(len(sizes)))
+    loads = [sum(sizes[number] for number in share) for share in shares]
+    assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
 def test_norms_of_shards_are_put_together_before_clipping():
     stock, ours = pair()
     for optimizer in (stock, ours):
