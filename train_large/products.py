@@ -15,7 +15,7 @@ from torch import Tensor
 
 from train_large.machine import maker
 
-OPT_OUT = "TRAIN_LARGE_PRODUCTS"  # in the environment: `torch` leaves all to torch, whose rounding is stock fairseq's
+OPT_OUT = "TRAIN_LARGE_PRODUCTS"  # in the environment: `torch` leaves all to torch, as stock fairseq does
 OTHER_MAKERS = ("AuthenticAMD", "HygonGenuine")  # of processors with AVX512, in the words of the processor
 
 
