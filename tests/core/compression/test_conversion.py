@@ -17,7 +17,7 @@ from formula import BITS, paper, same_bits
 from torch import Tensor
 
 from train_large.compression import conversion
-from train_large.compression.checkpoint import PLAIN_CLASSES, read_checkpoint
+from train_large.compression.checkpoint import _namespaces_allowed, read_checkpoint
 from train_large.compression.conversion import Method, files_of, pack_checkpoint, quantize_checkpoint, unpack_checkpoint
 from train_large.compression.inspection import inspect
 from train_large.compression.packed import read_packed
@@ -33,7 +33,7 @@ PLUGIN = Path(__file__).parents[3] / "fairseq_plugins"
 
 def loaded(path):
     """What may be written to the same file: it is read whole."""
-    with torch.serialization.safe_globals(list(PLAIN_CLASSES)):
+    with _namespaces_allowed():
         return torch.load(path, weights_only=True)
 
 
