@@ -30,7 +30,7 @@ import torch
 from training_speed import CONTENDERS, HERE, run
 
 from train_large import machine
-from train_large.products import is_quick_by_onednn
+from train_large.compression.products import is_quick_by_onednn
 from train_large.sizes import LEARNING_RATES
 
 LAYERS, HIDDEN, BATCH = 4, 256, 32

@@ -30,7 +30,7 @@ LENGTH, MASKED, WARM = 128, 0.15, 3
 SIZES = "4x256x32,6x512x16,6x512x32,12x768x8,12x768x32"  # layers x hidden x sequences of a batch
 RATE = """
 import time, torch
-from train_large.products import product
+from train_large.compression.products import product
 a, times = torch.randn(2048, 2048).to(torch.{dtype}), []
 for _ in range(12):
     start = time.perf_counter()

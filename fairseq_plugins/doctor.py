@@ -234,7 +234,7 @@ def bf16_products() -> Answer:
     import torch
 
     from fairseq_plugins.models import fast_encoder
-    from train_large.products import product
+    from train_large.compression.products import product
 
     used = fast_encoder.products_dtype("auto") == torch.bfloat16
     instructions = _bf16_instructions()
@@ -250,7 +250,7 @@ def bf16_products() -> Answer:
 
 
 def float32_products() -> Answer:
-    from train_large import products
+    from train_large.compression import products
 
     reason = products.left_to_torch()
     if reason is not None:

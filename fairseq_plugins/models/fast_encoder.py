@@ -23,7 +23,7 @@ from fairseq_plugins.models.fast_layer import (
     rounded_up,
     tokens_of,
 )
-from train_large.products import linear, product, product_of_columns
+from train_large.compression.products import linear, product, product_of_columns
 
 PRECISIONS = ("auto", "bf16", "fp32")
 ROWS = 1024  # of the vocabulary's logits at a time: 200 MB for the largest vocabulary

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairseq_plugins.models.cheap_dropout import keep_, keep_mask, mark_, marked_mask
-from train_large.products import linear, product, product_of_columns
+from train_large.compression.products import linear, product, product_of_columns
 
 NAMES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2")
 NORMS = ("self_attn_layer_norm", "final_layer_norm")

@@ -16,7 +16,7 @@ from fairseq_plugins import doctor, masking
 from fairseq_plugins.models import fast_encoder, prenorm_roberta
 from fairseq_plugins.optim import fused_adam
 from train_large import doctor as core
-from train_large import products
+from train_large.compression import products
 
 ROOT = Path(__file__).parents[2]
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from train_large.compression import fbgemm, onednn
+from train_large.compression.products import is_quick_by_onednn, product
 from train_large.compression.resident import Dense, Matrix, Tiles, row_slices
-from train_large.products import is_quick_by_onednn, product
 
 INT8, INT16, INT24, BFLOAT16, FLOAT32 = PRECISIONS = ("int8", "int16", "int24", "bfloat16", "float32")
 IN_CODES = {INT8: 1, INT16: 2, INT24: 3}  # and how many codes each number of the input has

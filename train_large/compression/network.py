@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from train_large import products
-from train_large.compression import kernels, onednn
+from train_large.compression import kernels, onednn, products
 from train_large.compression.kernels import BFLOAT16, FLOAT32, INT8, Linear
 from train_large.compression.parallel import on_all_cores
 from train_large.compression.quantization import Quantized, dequantize

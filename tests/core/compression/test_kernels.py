@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from train_large import products
-from train_large.compression import fbgemm, kernels, onednn
+from train_large.compression import fbgemm, kernels, onednn, products
 from train_large.compression.kernels import (
     BFLOAT16,
     FLOAT32,

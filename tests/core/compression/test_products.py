@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from train_large import products
+from train_large.compression import products
 from train_large.machine import maker
 
 SIZES = st.integers(0, 70)
