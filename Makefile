@@ -118,7 +118,8 @@ study: $(STAMP) $(if $(EXPERIMENT),$(if $(findstring translation,$(EXPERIMENT)),
 		$(if $(SET),--set $(SET)) $(STUDY_FLAGS)
 
 study-times: $(STAMP) $(T2T_STAMP)  ## seconds per update of all that the study trains, on this machine, which should be quiet
-	OMP_NUM_THREADS=1 $(BIN)/python user_dir_examples/study/step_times.py $(CONFIG)
+	OMP_NUM_THREADS=1 $(BIN)/python user_dir_examples/study/step_times.py $(if $(CONFIG),--config "$(CONFIG)") \
+		$(if $(SET),--set $(SET))
 
 study-publish: $(STAMP)  ## the experiments that the study has finished into docs/results, with the report of all that is there; EXPERIMENT, CONFIG, SET as of study
 	$(BIN)/python user_dir_examples/study/study.py --report-only --publish docs/results --experiment "$(EXPERIMENT)" \

@@ -91,6 +91,7 @@ class BudgetedRun:
         if not self.has_begun:
             self._begin()
         self.finish_validation()
+        self._told = None  # here, for an update whose gradients overflow has no end
         self.clock.begin_update()
 
     def interrupt(self) -> None:
@@ -140,15 +141,15 @@ class BudgetedRun:
             # Not one's own clock: workers that stop at different updates wait for each other for ever.
             self._agreed = max(self._agreed, total("budget_used"))
         self._tail = own - self._forward_at
-        self._told = None
         for listener in self._after_update:
             listener()
-        if total("budget_terminated") > 0:
-            self._terminate()
-        elif self.budget.is_over(self._agreed):
+        # A signal in the last update changes nothing: a run that is begun again there would not validate any more.
+        if self.budget.is_over(self._agreed):
             self.stop("budget")
         elif self._max_update and self._fairseqs_updates() >= self._max_update:
             self._stop_reason = self._stop_reason or "max_update"
+        elif total("budget_terminated") > 0:
+            self._terminate()
         if self.counters["updates"] % self._log_interval == 0 or self._stop_reason:
             self._log_training()
         self._keep()
@@ -192,6 +193,14 @@ class BudgetedRun:
                 f"the budget of {self.section.budget} is used up already ({self._agreed:.2f} s): nothing to train"
             )
             do_not_train(self.root)
+            self._log_the_end_if_it_is_missing()
+
+    def _log_the_end_if_it_is_missing(self) -> None:
+        """The last line of a run that was killed when all but that was done."""
+        if self._is_master and self._log_path.exists():
+            with user_errors_end_the_run():
+                if not runlog.is_finished(runlog.read(str(self._log_path))):
+                    runlog.append(str(self._log_path), "stop", self.counters, reason="budget")
 
     def validation_begins(self, subset: str) -> None:
         self.interrupt()
@@ -216,13 +225,9 @@ class BudgetedRun:
             return
         loss = float(meters[self.loss_name].avg) * math.log(2)  # fairseq's meters hold bits
         scores = {}
-        for name, meter in meters.items():
-            if name in ("accuracy", "bleu"):
-                scores[name] = (
-                    float(meter.avg) / 100
-                    if isinstance(meter, AverageMeter)
-                    else float(meters.get_smoothed_value(name))
-                )
+        for name in meters.keys() & {"accuracy", "bleu"}:
+            value = meters[name].avg if isinstance(meters[name], AverageMeter) else meters.get_smoothed_value(name)
+            scores[name] = float(value) / 100 if name == "accuracy" else float(value)  # fairseq's are per cent
         perplexity = math.exp(loss) if loss < 700 else None
         self._log("valid", subset=subset, loss=loss, perplexity=perplexity, **scores)
         target = self.section.target_ppl
@@ -286,6 +291,8 @@ class BudgetedRun:
     def _begin(self) -> None:
         """The first update of this process is about to begin, and everything there was to load has been loaded."""
         self._prepare()
+        if self.section.target_ppl is not None and self.root.dataset.disable_validation:
+            fail("--target-ppl is looked for in validations, which --disable-validation turns off: give one of them.")
         self.has_begun = True
         self._log_interval = self.root.common.log_interval
         self._max_update = self.root.optimization.max_update
@@ -424,7 +431,9 @@ class BudgetedRun:
             "hidden": hidden,
             **shape_facts(model),
             "vocabulary": self.vocabulary,
+            "dictionary": getattr(model, "dictionary_digest", None),
             "length": getattr(self.root.task, "tokens_per_sample", None),
+            "learning_rate": self.root.optimization.lr[0],
             "budget_seconds": self.budget.seconds,
             "budget_clock": self.budget.clock,
             "seconds_per_update": self.budget.seconds_per_update,

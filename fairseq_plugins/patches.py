@@ -238,6 +238,25 @@ def announce_end() -> None:
     log.addFilter(hear)
 
 
+def keep_at_the_end_of_an_epoch() -> None:
+    """Keep the checkpoints that --keep-interval-updates-pattern asks for where an epoch ends with that update too.
+
+    `save_checkpoint` (fairseq/checkpoint_utils.py:77, 0.12.3.1) writes checkpoint_EPOCH_UPDATES.pt within epochs alone.
+    """
+    upstream = checkpoint_utils.save_checkpoint
+
+    @functools.wraps(upstream)
+    def save_checkpoint(cfg: Any, trainer: Trainer, epoch_itr: Any, *args: object) -> str | None:
+        path = upstream(cfg, trainer, epoch_itr, *args)
+        updates, every, keep = trainer.get_num_updates(), cfg.save_interval_updates, cfg.keep_interval_updates_pattern
+        if path is not None and epoch_itr.end_of_epoch() and every > 0 < keep and not updates % every + updates % keep:
+            name = f"checkpoint_{epoch_itr.epoch}_{updates}{trainer.checkpoint_suffix}.pt"
+            PathManager.copy(path, os.path.join(cfg.save_dir, name), overwrite=True)
+        return path
+
+    checkpoint_utils.save_checkpoint = save_checkpoint
+
+
 def announce_saving() -> None:
     """Tell the budget when a checkpoint is saved, and end with one sentence, not a traceback, when the disk is full.
 
@@ -429,6 +448,7 @@ announce_loading()
 begin_with_no_scores()
 tell_the_task_without_the_iterator()
 announce_end()
+keep_at_the_end_of_an_epoch()
 announce_saving()
 announce_updates_of_a_lazy_device()
 make_masked_batches_whole()

@@ -51,7 +51,8 @@ def per_layer(model_args: Any, name: str) -> tuple[int, ...] | None:
 
 
 def shape_facts(model_args: Any) -> dict[str, Any]:
-    """What the run log says of the layers: `heads` and `ffn`, None where layers differ, and the lists of each layer."""
+    """What the run log says of the layers: `heads` and `ffn`, None where layers differ, and the lists of each layer;
+    what they share, and that there is no norm of the embeddings, None where it is as usual."""
 
     def common(name: str, of_model: str) -> int | None:
         found = per_layer(model_args, name)
@@ -60,10 +61,13 @@ def shape_facts(model_args: Any) -> dict[str, Any]:
         return found[0] if len(set(found)) == 1 else None
 
     lists = {name: getattr(model_args, name, None) for name in ("layer_heads", "layer_ffn")}
+    share = getattr(model_args, "share_layers", "none")
     return {
         "ffn": common("layer_ffn", "encoder_ffn_embed_dim"),
         "heads": common("layer_heads", "encoder_attention_heads"),
         **{name: None if found is None else str(found) for name, found in lists.items()},
+        "share_layers": None if share == "none" else share,
+        "embedding_norm": False if getattr(model_args, "no_embedding_norm", False) else None,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from tensor2tensor.models import transformer
 from tensor2tensor.utils import registry
@@ -61,6 +62,16 @@ def check_name(named: str) -> None:
             "512, 1024, 2048, each also with _tpu; for another give --hparams=num_hidden_layers=...,hidden_size=...,"
             "filter_size=...,num_heads=... besides."
         )
+
+
+def check_seconds(given: str) -> None:
+    """Raise UserError where --hparams gives a budget in anything but seconds, of which Tensor2Tensor would show a
+    traceback: fairseq's --budget takes 2h."""
+    for name, value in re.findall(r"\b(budget_seconds(?:_per_update)?)=([^,]*)", given):
+        try:
+            float(value)
+        except ValueError:
+            raise UserError(f"--hparams={name}={value}: give a number of seconds, such as {name}=7200.") from None
 
 
 def _register(size: Size) -> None:

@@ -40,8 +40,11 @@ def main() -> None:
         print("error: {!r} is none of {}".format(sys.argv[1], ", ".join(PROGRAMS)), file=sys.stderr)
         sys.exit(2)
     program, given = sys.argv[1], sys.argv[2:]
-    from t2t_problems import tensorflow_two
-
+    try:
+        from t2t_problems import tensorflow_two
+    except ImportError as error:
+        print(f"error: {error}; run it in the environment that `make env-t2t` makes.", file=sys.stderr)
+        sys.exit(2)
     tensorflow_two.behave_as_one()
     module = "tensor2tensor.bin.t2t_" + program
     sys.argv = [module.rpartition(".")[2]] + arguments(program, given)

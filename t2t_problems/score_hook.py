@@ -35,6 +35,9 @@ class ScoreHook(tf.train.SessionRunHook):
         step = int(session.run(self._global_step))
         path = os.path.join(self._model_dir, f"model.ckpt-{step}")
         used = counters.in_checkpoint(path)
+        # On training data, by continuous_eval_on_train_data (trainer_lib.py:546, 1.15.7), the model looks better.
+        if self._hparams.get("eval_dir_name") == "eval_train":
+            return
         # T2T evaluates the last checkpoint twice (trainer_lib.py:421, 1.15.7).
         if used is None or path == self._scored or not self._metrics:
             return

@@ -32,6 +32,17 @@ def mend_warm_starts() -> None:
     contrib.framework = framework
 
 
+def mend_waiting_for_checkpoints() -> None:
+    """Mends `contrib.training` (tensor2tensor/utils/contrib.py:132, 1.15.7), an error under TensorFlow 2: by it
+    t2t-eval and the schedules that only evaluate wait for checkpoints (`next_checkpoint`, utils/trainer_lib.py:63)."""
+    if not is_two():
+        return
+    from tensor2tensor.utils import contrib
+    from tensorflow.python.training import checkpoint_utils
+
+    contrib.training = lambda: checkpoint_utils  # `wait_for_new_checkpoint` has moved there
+
+
 def behave_as_one() -> None:
     """Graphs and sessions as in TensorFlow 1, and variables as Tensor2Tensor's LazyAdam wants them.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import io
 import logging
 import math
 import os
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand. Returns the exit status: 0, or 2 with one sentence on standard error; 1 is doctor's, for what
     could not be told."""
     program = "train-large"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal of another encoding cannot show
     try:
         words, passed_on = _split_at_dashes(list(sys.argv[1:] if arguments is None else arguments))
         parser = _parser()
@@ -217,10 +220,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--pilot", help="run pilots of --sizes first, for so long each, such as 5m; needs --data and --out"
     )
-    sub.add_argument("--head-width", type=int, default=HEAD_WIDTH, help="dimensions of an attention head of the pilots")
+    sub.add_argument(
+        "--head-width", type=int, help=f"dimensions of the pilots' attention heads (default: {HEAD_WIDTH})"
+    )
     sub.add_argument("--data", type=Path, help="fairseq's data for the pilots (a data-bin)")
     sub.add_argument("--out", type=Path, help="folder for the pilots; those that are done there are not run again")
-    sub.add_argument("--user-dir", type=Path, default=Path("fairseq_plugins"), help="this project's plugin")
+    sub.add_argument("--user-dir", type=Path, help="this project's plugin, for the pilots (default: fairseq_plugins)")
     sub.add_argument("--hold-out", choices=("size", "time"), help="also fit on a part of the logs and predict the rest")
     sub.add_argument("--json", action="store_true", help="print the plan, or the hold-out, as JSON")
     sub.add_argument("--figure", type=Path, help="picture to write (.png, .svg, .pdf): predictions and pilots' points")
@@ -492,10 +497,10 @@ def _plan(options: argparse.Namespace) -> None:
     from train_large.report.units import parse_bytes
     from train_large.sizes import Size
 
-    if options.head_width < 1:
+    if options.head_width is not None and options.head_width < 1:
         raise UserError(f"--head-width {options.head_width}: give the dimensions of a head, 1 at least.")
     # Of sizes without a pilot the planner makes the heads as wide as the nearest pilot's: here any width will do.
-    width = options.head_width if options.pilot else 1
+    width = (options.head_width or HEAD_WIDTH) if options.pilot else 1
     sizes = [Size.parse(name.strip(), width) for name in options.sizes.split(",") if name.strip()]
     if options.figure:
         plans.check_picture(options.figure)
@@ -504,14 +509,22 @@ def _plan(options: argparse.Namespace) -> None:
     study = planner.read_study(options.study) if options.study else None
     if seconds is None and (options.hold_out is None or options.figure or limit):
         raise UserError("--budget: give the time there is to train, such as --budget 8h.")
+    of_plan = {"--sizes": sizes and not options.pilot, "--study": study, "--max-positions": options.max_positions}
+    unused = [flag for flag, given in of_plan.items() if given]
+    if seconds is None and unused:
+        raise UserError(f"{', '.join(unused)}: of use for a plan only; add --budget, or leave it out.")
     runs = list(options.runs)
     if options.pilot:
         if options.data is None or options.out is None or not sizes:
             raise UserError("--pilot needs --data, --out and --sizes: what to train on, where, and which sizes.")
-        recipe = pilots.Recipe(options.data, options.pilot, tuple(options.extra), options.user_dir)
+        user_dir = options.user_dir or Path("fairseq_plugins")
+        recipe = pilots.Recipe(options.data, options.pilot, tuple(options.extra), user_dir)
         runs += pilots.run_pilots(recipe, sizes, options.out, say=lambda line: print(line, file=sys.stderr))
-    elif options.extra or options.data or options.out:
-        raise UserError("--data, --out and flags behind -- are for pilots: add --pilot and how long each may take.")
+    elif options.extra or options.data or options.out or options.head_width or options.user_dir:
+        raise UserError(
+            "--data, --out, --head-width, --user-dir and flags behind -- are for pilots: add --pilot and how long each "
+            "may take."
+        )
     found: list[planner.Plan | hold_out.HoldOut] = []
     if options.hold_out:
         found.append(hold_out.hold_out(runs, options.hold_out))

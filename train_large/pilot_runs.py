@@ -33,7 +33,11 @@ class Pilot:
     size: Size
     arch: str
     problem: str | None
-    data: str | None
+    dictionary: str | None
+    """its digest"""
+    share: str
+    """what the layers have in common, of train_large.sizes.SHARING"""
+    embedding_norm: bool
     parameters: int
     """without embeddings"""
     all_parameters: int | None
@@ -85,7 +89,7 @@ def read_pilots(logs: Sequence[Path]) -> list[Pilot]:
     """The runs of these logs (a run.jsonl, or the folder that holds it), by rising size.
 
     Raises UserError where there is no log, a log without validations, and logs that are not of one model family,
-    vocabulary, length, data and clock, whose losses are not to be compared.
+    dictionary, length and clock, whose losses are not to be compared.
     """
     if not logs:
         raise UserError("no run log: give the folders of budgeted runs, or let --pilot 5m make them.")
@@ -99,9 +103,11 @@ def read_pilots(logs: Sequence[Path]) -> list[Pilot]:
         for name, what in (
             ("arch", "model family"),
             ("problem", "problem"),
-            ("data", "data"),
+            ("share", "--share-layers"),
+            ("embedding_norm", "norm of the embeddings"),
             ("clock", "clock of the budget"),
             ("vocabulary", "vocabulary"),
+            ("dictionary", "dictionary"),
             ("length", "sequence length"),
         ):
             ours, theirs = getattr(first, name), getattr(pilot, name)
@@ -159,19 +165,24 @@ def _read_one(path: Path) -> Pilot:
     # The first updates are slow (and on the wall clock, loading comes before them): that is not the speed.
     end = max(lines, key=lambda line: line["tokens"])
     begin = next((line for line in lines if 0.1 * end["tokens"] <= line["tokens"] < end["tokens"]), lines[0])
-    learned, rate, peak = _learned(lines, valid)
+    if begin["tokens"] == end["tokens"]:
+        raise UserError(f"{path} has only the end of a run, so its speed is not known: give its whole log.")
+    learned, rate, peak = _learned(lines, valid, facts.get("learning_rate"))
     columns = {name: np.array([float(line[name]) for line in valid]) for name in ("updates", "tokens", "loss")}
     early = next((line for line in lines if line["kind"] == "train" and line["tokens"] > 0), end)
     vocabulary, length = (int(facts[name]) if name in facts else None for name in ("vocabulary", "length"))
     total = int(facts["parameters"]) if "parameters" in facts else None
-    arch = str(facts.get("arch"))
+    arch, share = str(facts.get("arch")), str(facts.get("share_layers", "none"))
+    embedding_norm = bool(facts.get("embedding_norm", True))
     return Pilot(
         path=path,
         size=size,
         arch="prenorm_roberta" if _is_encoder(arch) else arch,
         problem=facts.get("problem"),
-        data=facts.get("data"),
-        parameters=parameters_of(arch, size, vocabulary or 0),
+        dictionary=facts.get("dictionary"),
+        share=share,
+        embedding_norm=embedding_norm,
+        parameters=_parameters(arch, size, vocabulary or 0, embedding_norm, share),
         all_parameters=total,
         vocabulary=vocabulary,
         length=length,
@@ -207,11 +218,14 @@ def _validations(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [by_updates[updates] for updates in sorted(by_updates)]
 
 
-def _learned(lines: Sequence[dict[str, Any]], valid: Sequence[dict[str, Any]]) -> tuple[Any, Any, float | None]:
-    """(T, r, the peak of the rate) at the validations; (tokens, zeros, None) without rates."""
+def _learned(
+    lines: Sequence[dict[str, Any]], valid: Sequence[dict[str, Any]], given: float | None
+) -> tuple[Any, Any, float | None]:
+    """(T, r, the peak of the rate) at the validations; (tokens, zeros, None) without rates. given: the run's `--lr`,
+    since the log, which has a line for some updates only, may lack the peak."""
     tokens = np.array([float(line["tokens"]) for line in valid])
     steps = [(line["tokens"], line["lr"]) for line in lines if line["kind"] == "train" and line.get("lr") is not None]
-    peak = max((rate for _, rate in steps), default=0.0)
+    peak = max((rate for _, rate in [*steps, (0, given or 0.0)])) if steps else 0.0
     if not peak:
         return tokens, np.zeros(len(tokens)), None
     # Linear between the lines of the log, from zero tokens on.
@@ -236,10 +250,14 @@ def _is_encoder(arch: str) -> bool:
     return "roberta" in arch
 
 
-def parameters_of(arch: str, size: Size, vocabulary: int) -> int:
-    """Parameters without token embeddings of the architecture that the log names."""
+def parameters_like(pilot: Pilot, size: Size) -> int:
+    """Parameters without token embeddings of `size` in the architecture of a pilot."""
+    return _parameters(pilot.arch, size, pilot.vocabulary or 0, pilot.embedding_norm, pilot.share)
+
+
+def _parameters(arch: str, size: Size, vocabulary: int, embedding_norm: bool, share: str) -> int:
     if _is_encoder(arch):
-        return sizes.parameters_without_embeddings(size, vocabulary)
+        return sizes.parameters_without_embeddings(size, vocabulary, embedding_norm, share)
     if arch.startswith("transformer_budgeted"):
         return sizes.tensor2tensor_parameters(size, 0)
     return sizes.translation_parameters(size, 0)
@@ -251,7 +269,7 @@ def flops_per_token(size: Size, pilots: Sequence[Pilot]) -> float:
     if first.vocabulary and first.length and _is_encoder(first.arch):
         return flops.train_flops(size, first.vocabulary, first.length, 1) / first.length
     of_size = {float(p.parameters): p.flops_per_token for p in pilots}
-    return _between(parameters_of(first.arch, size, first.vocabulary or 0), of_size)
+    return _between(parameters_like(first, size), of_size)
 
 
 def seconds_per_token(size: Size, pilots: Sequence[Pilot]) -> float:

@@ -25,6 +25,7 @@ from train_large.processes import end, ended_by_signals, environment
 from train_large.sizes import Size
 
 VALIDATIONS = 15  # on each curve, about
+LINES = 10  # of the run log from one to the next, about: by them the planner knows the learning rate
 PROBE_SHARE = 0.05  # of the pilot's budget, to see how long an update takes
 PROBE_UPDATES = 40
 SETTINGS = "pilot.json"
@@ -37,7 +38,7 @@ _OURS = (
     *("--max-epoch", "--stop-time-hours", "--target-ppl"),
 )
 _BATCH = ("--batch-size", "--max-sentences", "--max-tokens")
-_INTERVAL = "--validate-interval-updates"
+_INTERVAL, _LOG_INTERVAL = "--validate-interval-updates", "--log-interval"
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ def _run(recipe: Recipe, size: Size, folder: Path, printed: Path, say: Callable[
     if not (folder / "checkpoint_last.pt").exists():
         (folder / runlog.NAME).unlink(missing_ok=True)  # of a run that was killed before it had saved anything
     words += [_INTERVAL, str(interval), "--save-interval-updates", str(interval)]
+    if _given(_LOG_INTERVAL, recipe.extra) is None:
+        words += [_LOG_INTERVAL, str(max(1, interval // LINES))]
     say(f"{size.name}: training for {recipe.budget}; what it prints goes to {printed}")
     _fairseq(words, recipe, size, printed)
     if not is_done(folder):

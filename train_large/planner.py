@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -146,10 +146,10 @@ def plan_from(
             f"a budget of {format_seconds(budget_seconds)} is below every pilot's first validation, at "
             f"{format_seconds(first)}: give more, or run pilots that validate sooner (--validate-interval-updates)."
         )
-    if limit_bytes is not None and pilots[0].vocabulary is None:
+    if limit_bytes is not None and (pilots[0].arch != "prenorm_roberta" or pilots[0].vocabulary is None):
         raise UserError(
-            f"{pilots[0].path} does not say its vocabulary, so bytes cannot be counted: leave the limit out, or give "
-            "logs of a budgeted masked LM."
+            f"{pilots[0].path} is not of a masked LM whose vocabulary is known, so the bytes of compressed models "
+            "cannot be counted: leave the limit out, or give logs of budgeted masked LMs."
         )
     _check_study(study, pilots)
     law = scaling.fit(pilots, draws)
@@ -220,9 +220,7 @@ def considered(pilots: Sequence[Pilot], asked: Sequence[Size]) -> list[Size]:
     for size in asked:
         if size.name not in named:
             found[_like(size, pilots)] = None
-    return sorted(
-        found, key=lambda size: (pilot_runs.parameters_of(first.arch, size, first.vocabulary or 0), size.layers)
-    )
+    return sorted(found, key=lambda size: (pilot_runs.parameters_like(first, size), size.layers))
 
 
 def _like(size: Size, pilots: Sequence[Pilot]) -> Size:
@@ -245,7 +243,7 @@ def _option(
 ) -> Option:
     first = pilots[0]
     own = [pilot for pilot in pilots if pilot.size == size]
-    parameters = pilot_runs.parameters_of(first.arch, size, first.vocabulary or 0)
+    parameters = pilot_runs.parameters_like(first, size)
     per_token = pilot_runs.seconds_per_token(size, pilots)
     batch = _interpolated(parameters, {p.parameters: p.batch_tokens for p in pilots})
     rates = {p.parameters: p.learning_rate for p in pilots if p.learning_rate is not None}
@@ -309,8 +307,9 @@ def _all_parameters(size: Size, pilots: Sequence[Pilot], positions: int | None) 
             return pilot.all_parameters
     vocabulary = first.vocabulary or 0
     if first.arch == "prenorm_roberta":
-        return sizes.parameters(size, vocabulary, max_positions=positions or first.length or sizes.PAPER_LENGTH)
-    return pilot_runs.parameters_of(first.arch, size, vocabulary) + vocabulary * size.hidden
+        positions = positions or first.length or sizes.PAPER_LENGTH
+        return sizes.parameters(size, vocabulary, positions, first.embedding_norm, first.share)
+    return pilot_runs.parameters_like(first, size) + vocabulary * size.hidden
 
 
 def _caveats(
@@ -374,8 +373,10 @@ def _compressions(
     size: Size, pilots: Sequence[Pilot], study: Results | None, positions: int | None
 ) -> list[Compression]:
     """Every way to store `size`."""
-    vocabulary = pilots[0].vocabulary or 0
+    first, vocabulary = pilots[0], pilots[0].vocabulary or 0
     total = _all_parameters(size, pilots, positions)
+    stored_shape = replace(size, layers=1) if first.share == "all" else size
+    parameters = pilot_runs.parameters_like(first, size)
     model = (
         next((m for m in study.models if (m.layers, m.hidden) == (size.layers, size.hidden)), None) if study else None
     )
@@ -384,10 +385,10 @@ def _compressions(
         for sparsity in SPARSITIES:
             entry = model.at(sparsity, bits) if model else None
             whole = bits == 32 and sparsity == 0
-            lost = 0.0 if whole else _accuracy_lost(study, size, vocabulary, sparsity, bits)
+            lost = 0.0 if whole else _accuracy_lost(study, parameters, sparsity, bits)
             if lost is None and sparsity > UNSTUDIED_SPARSITY:
                 continue
-            stored = entry.stored_bytes if entry else _forecast(size, total, vocabulary, bits, sparsity)
+            stored = entry.stored_bytes if entry else _forecast(stored_shape, total, vocabulary, bits, sparsity)
             found.append(Compression(bits, sparsity, stored, entry is not None, lost))
     return found
 
@@ -424,7 +425,7 @@ def _check_study(study: Results | None, pilots: Sequence[Pilot]) -> None:
                 )
 
 
-def _accuracy_lost(study: Results | None, size: Size, vocabulary: int, sparsity: float, bits: int) -> float | None:
+def _accuracy_lost(study: Results | None, parameters: int, sparsity: float, bits: int) -> float | None:
     """Accuracy that the compression costs: between the study's sizes in the log of their parameters, beyond them as
     the nearest. None where nothing within `NEAR` times the size was measured."""
     known: dict[float, float] = {}
@@ -432,7 +433,7 @@ def _accuracy_lost(study: Results | None, size: Size, vocabulary: int, sparsity:
         whole, entry = model.at(0.0, 32), model.at(sparsity, bits)
         if whole is not None and entry is not None and model.parameters_without_embeddings:
             known[math.log(model.parameters_without_embeddings)] = max(0.0, whole.accuracy - entry.accuracy)
-    at = math.log(sizes.parameters_without_embeddings(size, vocabulary))
+    at = math.log(parameters)
     if not known or min(abs(x - at) for x in known) > math.log(NEAR):
         return None
     xs = sorted(known)

@@ -97,6 +97,7 @@ def read_all(path):
         try:
             line = json.loads(text)
         except ValueError:
+            text = text.replace("\0", "")  # which a loss of power can leave at the end of a file
             if text.strip() and text.endswith("\n") and number < len(raw) and not text.lstrip().startswith("{"):
                 raise UserError(
                     f"{path}, line {number}: not a line of a run log; it should be a JSON object."

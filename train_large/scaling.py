@@ -36,7 +36,8 @@ from train_large.pilot_runs import FALL, Pilot
 from train_large.sizes import Size
 
 DRAWS = 60
-RUN_DEVIATION = 0.01  # of log loss from one run to its repetition, where no size was run twice
+RUN_DEVIATION = 0.01  # of log loss from one run to its repetition: so much is assumed, and counts as much as
+RUN_REPETITIONS = 4  # repetitions that were run
 SIZE_DEVIATION = 0.05  # of d
 FARTHER_DEVIATION = 0.06  # of log loss, for each factor of e that T lies beyond the runs; hold-outs of logged runs
 DEPARTURE_DEVIATION = 0.25  # of log T0 about its power of N
@@ -213,7 +214,7 @@ def fit(pilots: Sequence[Pilot], draws: int = DRAWS, seed: int = 0) -> Law:
     best = data.solve_from_starts()
     errors = data.errors(best)
     residual = float(np.sqrt(np.mean(errors**2)))
-    run_deviation = _repeated([each.pilot for each in parts.fitted]) or RUN_DEVIATION
+    run_deviation = _run_deviation([each.pilot for each in parts.fitted])
     generator = np.random.default_rng(seed)
     refits = []
     for _ in range(draws):
@@ -308,16 +309,17 @@ class _Data:
         return best
 
 
-def _repeated(pilots: Iterable[Pilot]) -> float | None:
-    """The deviation of log loss between whole runs of one size over the same tokens (within 2 %); None if none is."""
+def _run_deviation(pilots: Iterable[Pilot]) -> float:
+    """The deviation of log loss between whole runs of one size over the same tokens (within 2 %), together with the one
+    that is assumed: two runs that end alike by chance do not tell that all do."""
     ends: dict[Size, list[Pilot]] = {}
     for pilot in pilots:
         ends.setdefault(pilot.size, []).append(pilot)
-    squares, freedom = 0.0, 0
+    squares, freedom = RUN_REPETITIONS * RUN_DEVIATION**2, RUN_REPETITIONS
     for group in ends.values():
         tokens = [pilot.tokens[-1] for pilot in group]
         if len(group) > 1 and max(tokens) < 1.02 * min(tokens):
             logs = np.log([pilot.losses[-1] for pilot in group])
             squares += float(np.sum((logs - logs.mean()) ** 2))
             freedom += len(group) - 1
-    return max(0.002, math.sqrt(squares / freedom)) if freedom else None
+    return math.sqrt(squares / freedom)

@@ -133,6 +133,12 @@ def test_plan_answers_for_a_terminal_in_json_and_as_a_picture(tmp_path, capsys):
     assert (tmp_path / "plan.svg").read_text().count("<svg")
     assert cli.main(["plan", *map(str, runs), "--hold-out", "size"]) == 0
     assert "predicted" in capsys.readouterr().out
+    for flags in (["--sizes", "5l_64h"], ["--max-positions", "9"]):  # without a budget there is no plan
+        assert cli.main(["plan", *map(str, runs), "--hold-out", "size", *flags]) == 2
+        assert f"{flags[0]}: of use for a plan only; add --budget" in capsys.readouterr().err
+    for flags in (["--head-width", "16"], ["--user-dir", "nowhere"], ["--data", "bin"], ["--out", "out"]):
+        assert cli.main([*words, *flags]) == 2
+        assert "are for pilots: add --pilot" in capsys.readouterr().err
     assert cli.main([*words, "--hold-out", "size", "--json"]) == 0
     both = json.loads(capsys.readouterr().out)
     assert both["plan"] == found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ from pilot_logs import (
     write_logs,
 )
 
-from train_large import runlog
+from train_large import runlog, sizes
 from train_large.errors import UserError
-from train_large.pilot_runs import _between, flops_per_token, read_pilots
+from train_large.pilot_runs import _between, flops_per_token, parameters_like, read_pilots
 from train_large.pilot_runs import seconds_per_token as seconds_per_token_of
 from train_large.scaling import fit
 
@@ -40,6 +41,32 @@ def test_a_pilot_is_what_its_log_says(tmp_path):
     assert pilot.learned[-1] == pytest.approx(pilot.tokens[-1])
     assert pilot.rate[-1] == pytest.approx(0, abs=0.01)
     assert 0.7 < pilot.learned[7] / pilot.tokens[-1] < 0.85
+
+
+def test_a_log_without_the_peak_of_the_rate(tmp_path):
+    """fairseq writes every hundredth update, and warm-up may be over by then."""
+    folder = write_log(tmp_path, SIZES[0], Truth(), learning_rate=3e-3)
+    lines = [json.loads(line) for line in (folder / runlog.NAME).read_text().splitlines()]
+    of_training = [line for line in lines if line["kind"] == "train"]
+    of_training = [*of_training[59::60], of_training[-1]]  # a budgeted run's last update is always there
+    kept = [line for line in lines if line["kind"] != "train" or line in of_training]
+    (folder / runlog.NAME).write_text("".join(json.dumps(line) + "\n" for line in kept))
+    pilot = read_pilots([folder])[0]
+    assert pilot.learning_rate == 3e-3
+    assert pilot.rate[len(pilot.rate) // 2] == pytest.approx(0.5, abs=0.05)
+
+
+def test_layers_that_share_weights_are_counted_once(tmp_path):
+    size, facts = SIZES[2], {"share_layers": "all", "embedding_norm": False}
+    shared = write_log(tmp_path / "shared", size, Truth(), **facts)
+    (pilot,) = read_pilots([shared])
+    counted = sizes.parameters_without_embeddings(size, VOCABULARY, embedding_norm=False, share="all")
+    assert pilot.parameters == counted == parameters_like(pilot, size)
+    assert parameters_like(pilot, replace(size, layers=2 * size.layers)) == counted
+    for name, told in (("share_layers", "--share-layers"), ("embedding_norm", "norm of the embeddings")):
+        other = write_log(tmp_path / name, size, Truth(), **{**facts, name: None})
+        with pytest.raises(UserError, match=f"differ in their {told}"):
+            read_pilots([shared, other])
 
 
 def test_the_speed_of_other_sizes_is_between(tmp_path):
@@ -133,7 +160,7 @@ def test_twice_the_same(tmp_path):
     [
         ({"arch": "transformer_budgeted"}, "model family"),
         ({"problem": "other"}, "problem"),
-        ({"data": "other"}, "data"),
+        ({"dictionary": "other"}, "dictionary"),
         ({"budget_clock": "wall"}, "clock"),
         ({"vocabulary": 2000}, "vocabulary"),
         ({"vocabulary": None}, "vocabulary"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import forked
@@ -98,6 +99,16 @@ def test_every_size_is_trained_for_the_budget(recipe, tmp_path):
         assert words[words.index("--lr") + 1] == "0.001"
         # 60 updates, so a validation every fourth makes 15.
         assert sum(line["kind"] == "valid" for line in lines) == 15
+        assert words[words.index("--log-interval") + 1] == "1"
+
+
+@pytest.mark.parametrize(("updates", "flags", "every"), [(4000, (), "26"), (4000, ("--log-interval", "7"), None)])
+def test_the_log_has_lines_enough_for_the_rate_unless_told_otherwise(recipe, updates, flags, every):
+    recipe = replace(recipe, budget=f"{updates / 2}s", extra=(*FLAGS, *flags))
+    run(recipe)
+    words = told(recipe)[0]
+    assert words.count("--log-interval") == 1
+    assert words[words.index("--log-interval") + 1] == (every or "7")
 
 
 def test_what_is_done_is_not_run_again(recipe):

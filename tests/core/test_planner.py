@@ -180,9 +180,9 @@ def test_a_size_of_unknown_cost_is_charged_as_the_others(logs, study):
 
 
 def test_between_studied_sizes_the_cost_is_between(study):
-    lost = [planner._accuracy_lost(study, size, VOCABULARY, 0.3, 4) for size in (SIZES[0], Size(2, 48), SIZES[1])]
+    lost = [planner._accuracy_lost(study, parameters(size), 0.3, 4) for size in (SIZES[0], Size(2, 48), SIZES[1])]
     assert lost[0] > lost[1] > lost[2] > 0.9 * LOSS_AT_BITS[4]
-    assert planner._accuracy_lost(study, Size(12, 768), VOCABULARY, 0.3, 4) is None  # far from all
+    assert planner._accuracy_lost(study, parameters(Size(12, 768)), 0.3, 4) is None  # far from all
 
 
 def test_accuracy_is_expected_along_the_studys_line(study):
@@ -232,7 +232,7 @@ def test_a_limit_below_every_size(logs):
 
 def test_a_limit_without_a_vocabulary(tmp_path):
     logs = write_logs(tmp_path, TRUTH, SIZES[:2], arch="transformer", vocabulary=None, length=None)
-    with pytest.raises(UserError, match="does not say its vocabulary"):
+    with pytest.raises(UserError, match="not of a masked LM whose vocabulary is known"):
         plan(logs, 450, 10_000)
 
 

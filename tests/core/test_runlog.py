@@ -77,6 +77,15 @@ def test_a_line_torn_by_a_kill_is_skipped_and_does_not_spoil_the_next(tmp_path):
     assert [line["kind"] for line in runlog.read(path)] == ["start", "resume"]
 
 
+def test_what_a_loss_of_power_leaves_is_skipped(tmp_path):
+    path = tmp_path / runlog.NAME
+    runlog.append(path, "start", counters(0))
+    with open(path, "ab") as log:
+        log.write(bytes(100))
+    runlog.append(path, "resume", counters(0))
+    assert [line["kind"] for line in runlog.read(path)] == ["start", "resume"]
+
+
 def test_not_a_log(tmp_path):
     with pytest.raises(UserError, match=r"nowhere.*no run log"):
         runlog.read(tmp_path / "nowhere")

@@ -95,7 +95,14 @@ def test_repetitions_say_how_far_runs_differ(tmp_path):
     noisy = [write_log(tmp_path / str(i), SIZES[0], Truth(floor=1.8 + 0.2 * i)) for i in range(3)]
     law = fit(read_pilots([*noisy, *write_logs(tmp_path, Truth(), SIZES[1:])]))
     ends = [pilot.losses[-1] for pilot in read_pilots(noisy)]
-    assert law.run_deviation == pytest.approx(np.std(np.log(ends), ddof=1))
+    of_three = np.sum((np.log(ends) - np.mean(np.log(ends))) ** 2)
+    assert law.run_deviation == pytest.approx(np.sqrt((4 * 0.01**2 + of_three) / (4 + 2)))
+
+
+def test_two_runs_that_end_alike_by_chance_do_not_make_all_certain(tmp_path):
+    logs = write_logs(tmp_path, Truth())
+    alike = write_log(tmp_path / "again", SIZES[0], Truth())
+    assert fit(read_pilots([*logs, alike])).run_deviation > 0.008
 
 
 def test_one_size_is_not_enough(tmp_path):

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -462,6 +463,14 @@ def wait_for(happens, process) -> None:
         assert process.poll() is None, "the study ended before it could be killed"
         time.sleep(0.1)
     raise AssertionError("it never happened")
+
+
+def test_what_was_measured_with_other_settings_is_not_in_the_report(own, tmp_path):
+    results = tmp_path / "out" / "results"
+    shutil.copytree(ROOT / "docs" / "results" / "pocket" / "width", results / "width")
+    assert "jobs are not done" in study(own, "--report-only", "--experiment", "depth")
+    assert measured(results) == {}
+    assert about.read(results) == []
 
 
 @pytest.mark.slow

@@ -83,7 +83,10 @@ def test_what_is_published_is_what_make_was_told():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     words = done.stdout.replace("\\\n", " ").split("study.py")[1].split()
     assert words[:3] == ["--report-only", "--publish", "docs/results"]
-    assert words[3:] == ["--experiment", '"depth"', "--config", '"mine.yaml"', "--set", "out=runs/mine", "seeds=[1]"]
+    settings = ["--config", '"mine.yaml"', "--set", "out=runs/mine", "seeds=[1]"]
+    assert words[3:] == ["--experiment", '"depth"', *settings]
+    done = subprocess.run([*command[:3], "study-times", *told], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.replace("\\\n", " ").split("step_times.py")[1].split() == settings
 
 
 # ------------------------------------------------------------------------------------------------ begun anew

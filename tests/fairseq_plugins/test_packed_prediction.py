@@ -210,6 +210,56 @@ def test_labels_are_those_of_the_unpacked_model(activations: str, bits: int) -> 
     assert (logits - expected)[~again].abs().max() > (1e-5 if activations != INT16 else 1e-7)
 
 
+@pytest.mark.parametrize("activations", [INT8, INT16, INT24])
+def test_labels_of_a_model_with_a_few_pruned_weights(activations: str) -> None:
+    if not supported(activations):
+        pytest.skip("not on this CPU")
+    model = build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter[torch.rand_like(parameter) < 0.02] = 0
+    packed = load(model, 3, activations)
+    assert not packed.network.is_exact_in_codes
+    assert packed.deciding == (activations, FLOAT32)
+    ids = sentences(400)
+    logits, again = packed.logits(ids)
+    expected = by_fairseq(model, ids)
+    assert torch.equal(logits.argmax(1), expected.argmax(1))
+    torch.testing.assert_close(logits[again], expected[again], rtol=1e-5, atol=1e-5)
+    assert again.sum() > 0
+
+
+LAYER = "encoder.sentence_encoder.layers.1."
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("encoder.sentence_encoder.embed_tokens.weight", (60, 31)),
+        ("encoder.sentence_encoder.embed_positions.weight", (22, 31)),
+        ("encoder.sentence_encoder.layer_norm.weight", (31,)),
+        (f"{LAYER}self_attn.out_proj.weight", (31, 32)),
+        (f"{LAYER}self_attn.q_proj.bias", (31,)),
+        (f"{LAYER}final_layer_norm.bias", (33,)),
+        (f"{LAYER}fc1.weight", (128, 31)),
+        (f"{LAYER}fc2.weight", (32, 127)),
+        (f"{LAYER}fc2.weight", (31, 128)),
+        ("classification_heads.head.dense.weight", (32, 31)),
+        ("classification_heads.head.out_proj.weight", (3, 31)),
+        ("encoder.lm_head.dense.weight", (32, 31)),
+        ("encoder.lm_head.bias", (59,)),
+    ],
+)
+def test_tensors_that_do_not_fit_each_other(name: str, shape: tuple[int, ...]) -> None:
+    model = build()
+    tensors = pack(model, 32)
+    assert Model.from_tensors(tensors, checkpoint(model), {}, FLOAT32).classes == 3
+    tensors[name] = torch.zeros(shape)
+    with pytest.raises(UserError, match=name.rsplit(".", 1)[0].removesuffix(".out_proj").replace(".", r"\.")):
+        Model.from_tensors(tensors, checkpoint(model), {}, FLOAT32)
+
+
 @pytest.mark.parametrize(("positions", "seen"), [(60, True), (59, False)])
 def test_rougher_attention_to_long_sentences_is_in_the_doubts(
     monkeypatch: pytest.MonkeyPatch, positions: int, seen: bool
@@ -590,6 +640,12 @@ def test_lines_of_text(texts: dict[str, str], tmp_path: Path, capsys: pytest.Cap
     assert [line.split("\t")[0] for line in auto] == [names[i] for i in expected.argmax(1).tolist()]
 
 
+def test_no_lines_have_no_labels(texts: dict[str, str], tmp_path: Path) -> None:
+    for heads, name in ((["head"], "classify"), ([], "fill_mask")):
+        model = load_model(write(text_model(texts, heads), texts, tmp_path / "model.packed"))
+        assert getattr(model, name)([]) == []
+
+
 def test_lines_are_read_a_batch_at_a_time(texts: dict[str, str], tmp_path: Path) -> None:
     path = write(text_model(texts, ["head"]), texts, tmp_path / "model.packed")
     read: list[str] = []
@@ -661,8 +717,9 @@ def test_files_that_are_missing(texts: dict[str, str], tmp_path: Path, missing: 
         [line] = predict_lines(path, ["the cat"])
         assert line.split("\t")[0] in ("0", "1", "2")
     else:
-        with pytest.raises(UserError, match=message):
-            list(predict_lines(path, ["the cat"]))
+        for lines in (["the cat"], []):  # it is the file that lacks it, and no line
+            with pytest.raises(UserError, match=f"model.packed: .*{message}"):
+                list(predict_lines(path, lines))
 
 
 def test_auto_is_what_is_quick_for_the_width_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

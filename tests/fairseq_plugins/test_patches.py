@@ -89,6 +89,22 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_the_checkpoint_before_it
     assert lines[-1]["updates"] == 6
 
 
+def test_a_checkpoint_that_is_to_be_kept_is_kept_at_the_end_of_an_epoch_too(text, tmp_path):
+    flags = [text, *MLM, "--budget", "1h", "--batch-size", "64", "--max-epoch", "2", "--disable-validation"]
+    flags += ["--save-interval-updates", "1"]
+
+    def kept(*more: str) -> set[str]:
+        folder = tmp_path / str(len(more))
+        updates = run(*flags, *more, save_dir=folder)[-1]["updates"]
+        of_updates = {path.name for path in folder.glob("checkpoint_*_*.pt")}
+        return {f"checkpoint_{1 + (n > updates / 2)}_{n}.pt" for n in range(1, int(updates) + 1)} - of_updates
+
+    assert kept("--keep-interval-updates", "1", "--keep-interval-updates-pattern", "1") == set()
+    assert len(kept()) == 2  # nobody has asked for more than fairseq does
+    upstream = inspect.getsource(inspect.unwrap(checkpoint_utils.save_checkpoint))
+    assert "not end_of_epoch\n        and cfg.save_interval_updates" in upstream, "perhaps no longer needed"
+
+
 def test_with_no_checkpoint_yet_a_full_disk_does_not_speak_of_one(text, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "save_checkpoint", full_disk)
     with pytest.raises(SystemExit, match="the checkpoint was not saved; there is none before it"):

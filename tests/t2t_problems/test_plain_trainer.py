@@ -36,6 +36,15 @@ def test_the_plain_trainer_lists_all_sets() -> None:
     assert {"transformer_budgeted", "translate_enfr_wmt14", "translate_enfr_pairs"} <= words
 
 
+def test_an_environment_without_tensor2tensor_is_one_sentence() -> None:
+    program = "import sys; sys.modules['tensorflow'] = None; sys.argv[1:] = ['eval']\n"
+    program += "from t2t_problems.launch import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], cwd=str(ROOT), stderr=subprocess.PIPE)
+    said = done.stderr.decode().strip()
+    assert (done.returncode, said.count("\n")) == (2, 0)
+    assert said.endswith("run it in the environment that `make env-t2t` makes.")
+
+
 def test_the_plain_trainer_trains(data: Path, tmp_path: Path) -> None:
     plain = Path(sys.executable).with_name("t2t-trainer")
     arguments = trainer(data, tmp_path / "run", "budget_seconds=1000,bleu_sentences=0", "--schedule=train")[2:]

@@ -126,10 +126,25 @@ def test_decode_score_and_average(trained: Path, data: Path, tmp_path: Path) -> 
     assert counters.in_checkpoint(averaged)["updates"] == counters.in_checkpoint(last)["updates"]
 
 
+def test_an_evaluation_by_a_process_of_its_own(trained: Path, data: Path) -> None:
+    """And of the training data, which is no score of the run."""
+    model = [f"--data_dir={data}", "--problem=translate_enfr_pairs", "--hparams_set=transformer_enfr_2l_128h"]
+    model += [f"--output_dir={trained}", "--model=transformer_budgeted", "--eval_steps=1", "--eval_timeout_mins=0"]
+    before = read(trained)
+    said = launch("t2t_problems.launch", "eval", *model)
+    assert "neg_log_perplexity" in said
+    launch("t2t_problems.launch", "trainer", *model, "--schedule=continuous_eval_on_train_data")
+    assert read(trained) == before
+    launch("t2t_problems.launch", "trainer", *model, "--schedule=continuous_eval", "--hparams=bleu_sentences=0")
+    (scored,) = read(trained)[len(before) :]
+    assert (scored["kind"], scored["subset"], scored["updates"]) == ("valid", "dev", before[-1]["updates"])
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ("budget_seconds=0", "budget_seconds=0 leaves no time to train"),
+        ("budget_seconds=2h", "--hparams=budget_seconds=2h: give a number of seconds"),
         ("budget_seconds=5,budget_clock=sundial", "budget_clock='sundial' is none of train, wall, calibrated"),
         ("budget_seconds=5,hidden_size=256", "holds a model with 128 hidden dimensions"),
     ],

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from tensor2tensor.utils import contrib
+from tensor2tensor.utils import contrib, trainer_lib
 
 from t2t_problems import tensorflow_two
 
@@ -22,6 +22,17 @@ def test_warm_starts_find_what_they_ask_for(monkeypatch):
     tensorflow_two.mend_warm_starts()
     for name in ("load_checkpoint", "get_trainable_variables", "nest"):
         assert hasattr(contrib.framework(), name)
+
+
+def test_checkpoints_are_waited_for(tmp_path):
+    code = "from tensor2tensor.utils import contrib; contrib.training()"
+    stock = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "contrib is unavailable" in stock.stderr, "no longer needed: mend_waiting_for_checkpoints"
+    tensorflow_two.mend_waiting_for_checkpoints()
+    (tmp_path / "model.ckpt-3.index").write_text("")
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-3"\n')
+    found = list(trainer_lib.next_checkpoint(str(tmp_path), timeout_mins=0))
+    assert found == [str(tmp_path / "model.ckpt-3")]
 
 
 @pytest.mark.parametrize("mended", [False, True])

@@ -81,7 +81,7 @@ def inspect(path: Path, original: Mapping[str, Tensor] | None = None) -> Inspect
         )
         if original is not None:
             errors = _errors(entry.name, tensor, original, path)
-            sums += errors
+            sums += errors if parameters else 0
             row = _with_errors(row, errors)
         rows.append(row)
     bits = {row.bits for row in rows if row.parameters}

@@ -67,9 +67,10 @@ def supported(precision: str) -> bool:
     return precision == FLOAT32 or bf16
 
 
-def finer(precision: str) -> tuple[str, ...]:
-    """In what to decide again what is too close in `precision`, one after another: the last is as good as float32."""
-    if precision in IN_CODES and supported(INT24):
+def finer(precision: str, exact: bool = True) -> tuple[str, ...]:
+    """In what to decide again what is too close in `precision`, one after another: the last is as good as float32.
+    exact: whether all weights are where their codes say (`is_of_codes`); else no sum of codes is as good."""
+    if precision in IN_CODES and supported(INT24) and exact:
         return tuple(other for other, parts in IN_CODES.items() if parts > IN_CODES[precision])
     return () if precision == FLOAT32 else (FLOAT32,)
 
@@ -154,7 +155,7 @@ def _blocks_nbytes(weights: Sequence[Matrix], precision: str) -> int:
     for weight in weights:
         rows, columns = weight.shape
         each = _dtype(precision).itemsize
-        if not _is_of_codes(weight):
+        if not is_of_codes(weight):
             each += 5 if each < 4 else 1
         needs.append(_unpacked_nbytes(weight) + next(row_slices(rows, columns)).stop * columns * each)
     return max(needs)
@@ -171,8 +172,8 @@ def _dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision in (INT8, BFLOAT16) and supported(BFLOAT16) else torch.float32
 
 
-def _is_of_codes(weight: Matrix) -> bool:
-    """Whether all of `weight` is where its codes say."""
+def is_of_codes(weight: Matrix) -> bool:
+    """Whether all of `weight` is where its codes say: those of a few pruned weights are only near to zero."""
     return isinstance(weight, Dense) and not len(weight.zeros)
 
 
@@ -200,7 +201,7 @@ def project(x: Tensor, maps: Sequence[Loaded], precision: str, lowest: float | N
 def _in_floating_point(x: Tensor, sums: Tensor, linear: Linear, dtype: torch.dtype) -> Tensor:
     """sums: float32 (M, 1), of x."""
     weight, x = linear.weight, x.to(dtype)
-    if isinstance(weight, Dense) and _is_of_codes(weight):
+    if isinstance(weight, Dense) and is_of_codes(weight):
         y = _times_codes(x, weight)
         return _add_outer(torch.addcmul(linear.bias, y, weight.code_step, out=y), sums, weight.centre)
     y = torch.empty(len(x), weight.shape[0])

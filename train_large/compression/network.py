@@ -142,6 +142,12 @@ class Network:
         maps = [m for layer in self.layers for m in layer.maps]
         return precision in kernels.IN_CODES and all(isinstance(m.weight, Dense) for m in maps)
 
+    @property
+    def is_exact_in_codes(self) -> bool:
+        """Whether what the layers compute with codes is computed with the weights themselves."""
+        dense = [m.weight for layer in self.layers for m in layer.maps if isinstance(m.weight, Dense)]
+        return all(map(kernels.is_of_codes, dense))
+
     def scratch_nbytes(self, precision: str) -> int:
         """Bytes of weights that are unpacked at the same time while the model computes, at most."""
         stages = [[m.weight for m in stage] for layer in self.layers for stage in layer.stages]
@@ -171,22 +177,19 @@ def build(tensors: Mapping[str, Stored], model: Mapping[str, Any]) -> Network:
     count, hidden, heads = (_size(model, f"encoder_{name}") for name in ("layers", "embed_dim", "attention_heads"))
     if hidden % heads:
         raise UserError(f"--encoder-embed-dim {hidden} does not divide into --encoder-attention-heads {heads}.")
-    positions = parts.table(f"{ENCODER}.embed_positions.weight")
+    positions = parts.table(f"{ENCODER}.embed_positions.weight", hidden)
     prefix = "classification_heads."
     names = dict.fromkeys(name.split(".")[1] for name in tensors if name.startswith(prefix))
     prenorm = bool(model.get("encoder_normalize_before"))
     return Network(
-        tokens=parts.table(f"{ENCODER}.embed_tokens.weight"),
+        tokens=parts.table(f"{ENCODER}.embed_tokens.weight", hidden),
         positions=positions,
-        embedding_norm=parts.norm(f"{ENCODER}.layernorm_embedding"),
-        layers=tuple(_layer(parts, f"{ENCODER}.layers.{i}", hidden // heads) for i in range(count)),
-        final_norm=parts.norm(f"{ENCODER}.layer_norm") if prenorm else None,
+        embedding_norm=parts.norm(f"{ENCODER}.layernorm_embedding", hidden),
+        layers=tuple(_layer(parts, f"{ENCODER}.layers.{i}", hidden, hidden // heads) for i in range(count)),
+        final_norm=parts.norm(f"{ENCODER}.layer_norm", hidden) if prenorm else None,
         prenorm=prenorm,
-        heads={
-            name: Head(parts.linear(f"{prefix}{name}.dense"), parts.linear(f"{prefix}{name}.out_proj"))
-            for name in names
-        },
-        word_head=_word_head(parts),
+        heads={name: _head(parts, prefix + name, hidden) for name in names},
+        word_head=_word_head(parts, hidden),
         max_length=positions.shape[0] - _FIRST_POSITION,
         resident=tuple(weight for weight in parts.found.values() if weight is not None),
     )
@@ -424,31 +427,44 @@ class _Parts:
         self.tensors = tensors
         self.found: dict[tuple[Any, ...], Any] = {}
 
-    def linear(self, name: str) -> Linear:
-        self._check_bias(name)
-        return Linear(self._once("linear", linear_weight, f"{name}.weight"), self.vector(f"{name}.bias"))
+    def linear(self, name: str, columns: int) -> Linear:
+        self._check_columns(f"{name}.weight", columns)
+        rows, _ = self.shape(f"{name}.weight")
+        weight = self._once("linear", linear_weight, f"{name}.weight")
+        return Linear(weight, self.vector(f"{name}.bias", rows))
 
-    def linears(self, names: Sequence[str]) -> tuple[Linear, ...]:
+    def linears(self, names: Sequence[str], columns: int) -> tuple[Linear, ...]:
         """These maps, all of the same input, as one where their codes can stand in one matrix; else each of them."""
         for name in names:
-            self._check_bias(name)
+            self._check_length(f"{name}.bias", self.shape(f"{name}.weight")[0])
         weight = self._once("joined", _joined, *(f"{name}.weight" for name in names))
         if weight is None:
-            return tuple(self.linear(name) for name in names)
+            return tuple(self.linear(name, columns) for name in names)
         bias = self._once("vector", lambda *parts: torch.cat(list(map(_vector, parts))), *(f"{n}.bias" for n in names))
         return (Linear(weight, bias),)
 
-    def table(self, name: str) -> Any:
-        self.shape(name)
+    def table(self, name: str, columns: int) -> Any:
+        self._check_columns(name, columns)
         return self._once("table", table, name)
 
-    def norm(self, name: str) -> Norm | None:
+    def norm(self, name: str, width: int) -> Norm | None:
         if f"{name}.weight" not in self.tensors:
             return None
-        return Norm(self.vector(f"{name}.weight"), self.vector(f"{name}.bias"))
+        return Norm(self.vector(f"{name}.weight", width), self.vector(f"{name}.bias", width))
 
-    def vector(self, name: str) -> Tensor:
+    def vector(self, name: str, length: int) -> Tensor:
+        self._check_length(name, length)
         return self._once("vector", _vector, name)
+
+    def _check_length(self, name: str, length: int) -> None:
+        found = tuple(_shape(self._stored(name)))
+        if found != (length,):
+            raise UserError(f"{name} of shape {found} does not fit the others: it should have {length} numbers.")
+
+    def _check_columns(self, name: str, columns: int) -> None:
+        shape = self.shape(name)
+        if shape[1] != columns:
+            raise UserError(f"{name} of shape {shape} does not fit the others: it should have {columns} columns.")
 
     def shape(self, name: str) -> tuple[int, int]:
         """Raises UserError unless the tensor is a matrix."""
@@ -456,11 +472,6 @@ class _Parts:
         if len(shape) != 2 or 0 in shape:
             raise UserError(f"{name} of shape {shape} is not a matrix.")
         return shape
-
-    def _check_bias(self, name: str) -> None:
-        weight, bias = self.shape(f"{name}.weight"), tuple(_shape(self._stored(f"{name}.bias")))
-        if bias != weight[:1]:
-            raise UserError(f"{name}.bias of {bias} does not fit {name}.weight of {weight}.")
 
     def _once(self, kind: str, make: Callable[..., Any], *names: str) -> Any:
         stored = [self._stored(name) for name in names]
@@ -490,25 +501,36 @@ def _joined(*parts: Stored) -> Matrix | None:
     return weight if isinstance(weight, Dense) else None
 
 
-def _layer(parts: _Parts, name: str, width: int) -> Layer:
+def _head(parts: _Parts, name: str, hidden: int) -> Head:
+    dense = parts.linear(f"{name}.dense", hidden)
+    return Head(dense, parts.linear(f"{name}.out_proj", dense.weight.shape[0]))
+
+
+def _layer(parts: _Parts, name: str, hidden: int, width: int) -> Layer:
+    """hidden: numbers in a hidden state. width: of a head."""
     names = [f"{name}.self_attn.{part}_proj" for part in ("q", "k", "v", "out")]
-    (inner, hidden), *shapes = (parts.shape(f"{name}.weight") for name in names)
-    if inner % width or set(shapes[:2]) != {(inner, hidden)} or shapes[2][1] != inner:
+    every = [parts.shape(f"{name}.weight") for name in names]
+    inner = every[0][0]
+    if inner % width or every != [(inner, hidden)] * 3 + [(hidden, inner)]:
         raise UserError(f"{name}.self_attn: its projections are not of whole heads of {width}, as the flags say.")
-    norms = [parts.norm(f"{name}.{norm}") for norm in ("self_attn_layer_norm", "final_layer_norm")]
+    norms = [parts.norm(f"{name}.{norm}", hidden) for norm in ("self_attn_layer_norm", "final_layer_norm")]
     if None in norms:
         raise UserError(f"{name} lacks a norm.")
-    inputs = parts.linears(names[:3])
-    out, fc1, fc2 = (parts.linear(one) for one in (names[3], f"{name}.fc1", f"{name}.fc2"))
+    inputs = parts.linears(names[:3], hidden)
+    out, fc1 = parts.linear(names[3], inner), parts.linear(f"{name}.fc1", hidden)
+    fc2 = parts.linear(f"{name}.fc2", fc1.weight.shape[0])
+    if fc2.weight.shape[0] != hidden:
+        raise UserError(f"{name}.fc2.weight does not fit the others: it should have {hidden} rows.")
     return Layer(inner // width, inputs, out, norms[0], fc1, fc2, norms[1])  # type: ignore[arg-type]
 
 
-def _word_head(parts: _Parts) -> WordHead | None:
+def _word_head(parts: _Parts, hidden: int) -> WordHead | None:
     name = "encoder.lm_head"
-    norm = parts.norm(f"{name}.layer_norm")
+    norm = parts.norm(f"{name}.layer_norm", hidden)
     if norm is None or f"{name}.weight" not in parts.tensors:
         return None
-    return WordHead(parts.linear(f"{name}.dense"), norm, parts.table(f"{name}.weight"), parts.vector(f"{name}.bias"))
+    dense, words = parts.linear(f"{name}.dense", hidden), parts.table(f"{name}.weight", hidden)
+    return WordHead(dense, norm, words, parts.vector(f"{name}.bias", words.shape[0]))
 
 
 def _size(model: Mapping[str, Any], name: str) -> int:

@@ -44,7 +44,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import safetensors
@@ -82,6 +82,7 @@ _KIND = (
 # What reading JSON of another shape than it should have may raise.
 _WRONG = (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError)
 _MAX_INDEX = 1 << 28  # bytes of JSON
+_FEW_VALUES, _VALUES_PER_BYTE = 1 << 17, 4  # of an index: what it holds takes tens of bytes each once it is read
 # For text: some context from the byte before, none from the place within a word.
 _LZMA = {"lc": 2, "lp": 0, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 26}
 
@@ -349,7 +350,14 @@ def _json_of(frame: bytes, metadata: Mapping[str, str]) -> Any:
     """The index, out of its frame. Raises ValueError where there is none."""
     if _hex(zlib.crc32(frame)) != metadata.get("crc32"):
         raise ValueError("its index is damaged")
-    return json.loads(unlzma(frame, min(_MAX_INDEX, 2000 * len(frame)), _LZMA["dict_size"]))
+    text = unlzma(frame, min(_MAX_INDEX, 2000 * len(frame)), _LZMA["dict_size"])
+    if sum(map(text.count, (b",", b"[", b"{"))) > _FEW_VALUES + _VALUES_PER_BYTE * len(frame):
+        raise ValueError(f"its index has more values than {len(frame)} bytes should")
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"its index has {name}, which is not JSON")
 
 
 def _index(value: Any, metadata: Mapping[str, str], weights: memoryview, path: Path) -> tuple[Index, memoryview]:
@@ -406,7 +414,9 @@ def _entry(one: Any, before: Mapping[str, Entry]) -> Entry:
         return Entry(name, same_as=rest[0])
     if len(rest) != 2 or not isinstance(rest[0], list) or len(rest[0]) > 8:
         raise UserError(f"{name} has no shape or no part: the index is damaged.")
-    return Entry(name, tuple(map(_natural, rest[0])), _natural(rest[1]))
+    shape = tuple(map(_natural, rest[0]))
+    _natural(math.prod(length or 1 for length in shape))  # torch counts strides so, of an empty tensor too
+    return Entry(name, shape, _natural(rest[1]))
 
 
 def _part(one: Any, entries: tuple[Entry, ...]) -> tuple[Part, int]:
@@ -552,7 +562,10 @@ def _decoding(part: Part, blocks: memoryview) -> Callable[[], deque[Quantized | 
             chunk.result()
         flat = torch.from_numpy(values)
         if ranges is None:
-            return deque(_divided(flat.reshape(-1).view(_PLAIN[part.dtype]), part.entries))  # type: ignore[index]
+            plain = flat.reshape(-1).view(_PLAIN[part.dtype])  # type: ignore[index]
+            if plain.is_floating_point() and not plain.isfinite().all():
+                raise ValueError("its values are not finite")
+            return deque(_divided(plain, part.entries))
         minima, steps = (torch.from_numpy(row).split(part.groups) for row in ranges.result())
         indices = _divided(flat, part.entries)
         masks = [None] * len(indices) if mask is None else _divided(torch.from_numpy(mask), part.entries)
@@ -569,7 +582,9 @@ def _decode_ranges(part: Part, block: memoryview) -> np.ndarray:
     """Minima and steps, float32 (2, R)."""
     count = sum(part.groups)
     ranges = _from_byte_planes(decode(block, 8 * count, 8, part.levels), "<f4").reshape(2, count)
-    if not np.isfinite(ranges).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        highest = ranges[0] + ranges[1] * np.float32(2 ** (part.bits or 0) - 1)
+    if not (np.isfinite(ranges).all() and np.isfinite(highest).all()):
         raise ValueError("its ranges are not finite")
     return ranges
 

@@ -90,7 +90,7 @@ class Model:
         task = dict(cfg.get("task") or {})
         task["regression_target"] = bool({**(cfg.get("criterion") or {}), **task}.get("regression_target"))
         model = cls(built, files, task, precision, _choose_head(built, head))
-        again = () if model.head is None or model.regression else finer(precision)
+        again = () if model.head is None or model.regression else finer(precision, built.is_exact_in_codes)
         if precision in IN_CODES:
             ready = network.keep_ready(built, _allowed_bytes(tensors), {precision, *again})
             model = replace(model, network=ready)
@@ -113,7 +113,7 @@ class Model:
     @property
     def deciding(self) -> tuple[str, ...]:
         """The precision, and those in which close calls are decided after it, in order."""
-        return (self.precision, *finer(self.precision)[: len(self.doubts)])
+        return (self.precision, *finer(self.precision, self.network.is_exact_in_codes)[: len(self.doubts)])
 
     @torch.inference_mode()
     def logits(self, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -137,6 +137,8 @@ class Model:
 
         A regression model gives its scores, all of them and as labels, with probability 1.
         """
+        if not lines:
+            return []
         texts, labels = self._vocabulary, () if self.regression else self._labels
         parts = [[part.strip() for part in line.split("\t", 1)] for line in lines]
         if any(pair[1:] and pair[1] in labels for pair in parts):
@@ -161,6 +163,8 @@ class Model:
         head, texts = self.network.word_head, self._vocabulary
         if head is None:
             raise UserError(f"the model has no head for {MASK}: give one of masked language modelling.")
+        if not lines:
+            return []
         sentences, places = [], []
         for line in lines:
             pieces = line.strip().split(MASK)
@@ -180,6 +184,12 @@ class Model:
             Prediction(tuple(texts.word(i) for i in indices), tuple(values))
             for indices, values in zip(best.indices.tolist(), best.values.tolist())
         ]
+
+    def check_files(self) -> None:
+        """Raise UserError unless the file has what reading text and naming classes needs."""
+        _ = self._vocabulary
+        if self.head is not None and not self.regression:
+            _ = self._labels
 
     def _logits(self, sentences: Sequence[Tensor], precision: str) -> Tensor:
         assert self.head is not None
@@ -237,6 +247,10 @@ def predict_lines(
         if value < 1:
             raise UserError(f"{flag} {value}: give at least 1.")
     model = load_model(path, activations, head)
+    try:
+        model.check_files()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     predict = model.fill_mask if model.head is None else model.classify
 
     def predicted(together: Sequence[str], first: int) -> Iterator[Prediction]:

@@ -107,7 +107,11 @@ def prepare_task(
         if not piece.is_file():
             raise UserError(f"{piece} does not exist: give the folder of a prepared text")
     parameters: dict[str, Any] = {"task": task, "text": [digest(piece) for piece in pieces]}
-    parameters["source"] = {split: digest(path) for split, path in files.items()}
+    parameters["source"] = digests = {split: digest(path) for split, path in files.items()}
+    if valid is not None and digests["train"] == digests["valid"]:
+        raise UserError(
+            f"{source} and --valid {valid} have the same contents: give the held-out examples by themselves"
+        )
     if "valid" not in files:
         parameters |= {"valid_fraction": valid_fraction, "seed": seed}
     summary = folder.finished(out, parameters)

@@ -122,6 +122,8 @@ def log_axis(axis: Any, form: Callable[[float], str], most: int = 6) -> None:
 
 def round_ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers from low to high for a logarithmic axis: as many as can be, but no more than `most`."""
+    if not low > 0:  # an axis without a point
+        return []
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for every, digits in (
         (1, (1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2, 2.2, 2.4, 2.6, 2.8, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)),

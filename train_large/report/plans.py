@@ -138,7 +138,7 @@ def draw(
         axis = figure.add_subplot()
         for size, (colour, _) in zip(tried, palette(len(tried))):
             own = [pilot for pilot in pilots if pilot.size == size]
-            parameters = pilot_runs.parameters_of(pilots[0].arch, size, pilots[0].vocabulary or 0)
+            parameters = pilot_runs.parameters_like(pilots[0], size)
             tokens = times / pilot_runs.seconds_per_token(size, pilots)
             low, middle, high = np.exp(np.quantile(law.losses(size, parameters, tokens), QUANTILES, axis=0))
             axis.plot(times / length, middle, color=colour, linestyle="-" if own else "--", label=size.name)

@@ -172,8 +172,7 @@ def _larger_is_best(study: Study, besides: str) -> Claim:
     if not isinstance(study, Results):
         text = "At the same training budget, a larger model than the smallest has the lowest perplexity."
     measured, unequal = _with_perplexity(study), _unequal_budgets(study)
-    least = min(perplexity for _, perplexity in measured)
-    shows = None if unequal or not _sizes_of(measured) else measured[0][1] > least
+    shows = _is_beaten(measured[0][0], measured, unequal)
     told = listed([f"{model.name} {format_perplexity(perplexity)}" for model, perplexity in measured])
     return Claim(text, "3", shows, f"Perplexity at the end of the budget: {told}.{besides}{unequal}")
 
@@ -184,18 +183,27 @@ def _returns_diminish(study: Study) -> Claim:
         text = "Returns diminish as size increases: the largest model does not have the lowest perplexity."
     measured, unequal = _with_perplexity(study), _unequal_budgets(study)
     best, least = min(measured, key=lambda pair: pair[1])
-    largest, of_largest = measured[-1]
+    largest = measured[-1][0]
+    of_largest = _best_like(largest, measured)
     told = (
         f"Lowest perplexity at the end of the budget: {best.name}, {format_perplexity(least)}; "
         f"the largest, {largest.name}, has {format_perplexity(of_largest)}."
     )
-    shows = None if unequal or not _sizes_of(measured) else of_largest > least
-    return Claim(text, "3", shows, told + unequal)
+    return Claim(text, "3", _is_beaten(largest, measured, unequal), told + unequal)
 
 
-def _sizes_of(measured: Sequence[tuple[Run, float]]) -> bool:
-    """Whether there are two sizes among them."""
-    return bool(pairs([model for model, _ in measured]))
+def _is_beaten(model: Run, measured: Sequence[tuple[Run, float]], unequal: str) -> bool | None:
+    """Whether the best run of other sizes has a lower perplexity than the best of the size of `model`; None where
+    that is not to be told."""
+    others = [pair for pair in measured if pair[0].parameters != model.parameters]
+    if unequal or not others:
+        return None
+    return min(perplexity for _, perplexity in others) < _best_like(model, measured)
+
+
+def _best_like(model: Run, measured: Sequence[tuple[Run, float]]) -> float:
+    """The lowest perplexity of the runs of its size."""
+    return min(perplexity for other, perplexity in measured if other.parameters == model.parameters)
 
 
 # ------------------------------------------------------------------------------------------------ BLEU at the end

@@ -396,7 +396,7 @@ def seconds_per_update(settings: DictConfig, run: Pretraining | Translation) -> 
     told = ", ".join(f"{column} {value}" for column, value in zip(KEY, key, strict=True) if value)
     raise UserError(
         f"{settings.step_times}: the seconds per update of {run.name} are not there ({told}); measure them with "
-        "`make study-times`."
+        "`make study-times`, with the same CONFIG and SET."
     )
 
 

@@ -33,6 +33,8 @@ def gather(settings: DictConfig, names: Sequence[str], results: Path) -> dict[st
             folders = [jobs.study_folder(settings) / path for path in done]
             last = max((folder / job.DONE).stat().st_mtime for folder in folders)
             about.write(about.facts(settings, [job.noted(folder) for folder in folders], last), results / name)
+        else:
+            (results / name / about.NAME).unlink(missing_ok=True)
         if len(done) < len(plan):
             missing[name] = sorted(set(plan) - done)
     return missing

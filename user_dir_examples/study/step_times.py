@@ -1,12 +1,13 @@
 """Seconds per update of everything that a study trains, measured on this machine, one at a time, on one core
 (`make study-times`; section 2.2). The calibrated clock goes by the table, so it is to be made where nothing else runs.
 
-python step_times.py [CONFIG] writes settings.step_times: one row for each size, batch, sharing and what else an update
-takes its time for; a row that is there is not measured again.
+It writes settings.step_times: one row for each size, batch, sharing and what else an update takes its time for; a row
+that is there is not measured again.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import itertools
 import os
@@ -34,8 +35,12 @@ SECONDS = {"pretrain": 12, "translate": 40}
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure the seconds per update of all that a study trains.")
+    parser.add_argument("--config", type=Path, help="settings that differ from pocket.yaml, as YAML")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, such as budget=60s")
+    options = parser.parse_args()
     try:
-        measure(experiments.load(Path(sys.argv[1]) if len(sys.argv) > 1 else None))
+        measure(experiments.load(options.config, options.set))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -418,7 +418,10 @@ def test_inspection_counts_and_measures(checkpoint):
     embedding = found.tensors[1]
     assert (embedding.parameters, embedding.nonzero, embedding.bits, embedding.bytes_paper) == (240, 232, 4, 116)
     assert found.total.parameters == 240 + 64 == storage(before, 4).parameters
-    assert found.tensors[0].parameters == 0  # a buffer
+    assert found.tensors[0].parameters == 0  # a buffer, which is no part of the error either
+    norms = [float(before[row.name].norm()) for row in found.tensors[1:]]
+    errors = [row.relative_error * norm for row, norm in zip(found.tensors[1:], norms, strict=True)]
+    assert found.total.relative_error == pytest.approx(math.hypot(*errors) / math.hypot(*norms), rel=1e-5)
     with pytest.raises(UserError, match=r"fc\.weight"):
         inspect(target, {**before, "fc.weight": torch.zeros(3)})
 

@@ -22,6 +22,7 @@ from train_large.compression.kernels import (
     finer,
     in_tiles,
     in_tiles_nbytes,
+    is_of_codes,
     is_quick,
     load,
     project,
@@ -168,6 +169,19 @@ def test_what_decides_close_calls(library: ModuleType) -> None:
         assert finer(INT24) == ()
     assert finer(BFLOAT16) == (FLOAT32,)
     assert finer(FLOAT32) == ()
+
+
+def test_sums_of_codes_do_not_decide_where_codes_are_not_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few pruned weights are listed beside their codes, which are the nearest to zero."""
+    one, w = linear(4, "tensor", sparsity=0.02)
+    assert isinstance(one.weight, Dense)
+    assert not is_of_codes(one.weight)
+    assert is_of_codes(linear(4, "tensor")[0].weight)
+    [y] = project(rows(5, None), [load(one, FLOAT32)], FLOAT32)
+    torch.testing.assert_close(y, F.linear(rows(5, None), w, one.bias), rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(kernels, "supported", lambda precision: True)
+    assert finer(INT8, exact=False) == finer(INT24, exact=False) == (FLOAT32,)
+    assert finer(INT8) == (INT16, INT24)
 
 
 def test_int8_rows_do_not_see_each_other(library: ModuleType) -> None:

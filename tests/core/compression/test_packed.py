@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -261,6 +262,42 @@ def test_an_index_that_lies(good, tmp_path, lie, forged):
         assert name in str(error.value)
 
 
+def test_a_shape_of_nothing_that_no_strides_count(good, tmp_path):
+    def lying(index, header):
+        tensor = next(one for one in index["tensors"] if one[NAME] == "empty")
+        tensor[SHAPE] = [0, (1 << 48) - 1, (1 << 48) - 1]
+
+    with pytest.raises(UserError, match=r"lie.* where a length should be"):
+        read_packed(rewritten(good, tmp_path / "lie", lying))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_json(good, tmp_path, value):
+    path = rewritten(good, tmp_path / "lie", lambda index, header: index["checkpoint"].update(x=value))
+    with pytest.raises(UserError, match=r"lie .*(NaN|Infinity), which is not JSON"):
+        read_packed(path)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        Quantized(torch.zeros(2, 3, dtype=torch.uint8), torch.tensor([3e38]), torch.tensor([3e38]), None, "tensor", 4),
+        Quantized(
+            torch.zeros(2, 3, dtype=torch.uint8), torch.tensor([0.0]), torch.tensor([math.nan]), None, "tensor", 4
+        ),
+        torch.tensor([1.0, math.nan]),
+        torch.tensor([1.0, -math.inf], dtype=torch.bfloat16),
+    ],
+    ids=["beyond float32", "a step that is none", "no number", "infinity"],
+)
+def test_weights_that_are_no_numbers(tmp_path, tensor):
+    """`pack` refuses such weights; a file may have them all the same."""
+    path = tmp_path / "file"
+    write_packed([("w", tensor)], CHECKPOINT, FILES, path)
+    with pytest.raises(UserError, match=r"file: w is damaged \(its (ranges|values) are not finite\)"):
+        read_packed(path)
+
+
 @pytest.mark.parametrize("lie", ["another shape of as many weights", "names exchanged"])
 def test_the_checksum_of_a_part_covers_names_and_shapes(good, tmp_path, lie):
     def lying(index, header):
@@ -343,13 +380,17 @@ def test_a_newer_format_and_other_files(good, tmp_path):
             read_packed(tmp_path / name)
 
 
-def test_a_bomb_is_refused_before_it_goes_off(good, tmp_path):
-    """A small file whose index and frames would unfold to gigabytes; read in a process that is given one."""
+@pytest.mark.parametrize(
+    ("bomb", "message"), [("0" * (1 << 28), "longer than it can be"), ([[]] * 4_000_000, "more values than")]
+)
+def test_a_bomb_is_refused_before_it_goes_off(good, tmp_path, bomb, message):
+    """A small file whose index and frames would unfold to gigabytes, as text or as what is made of it."""
 
-    def bomb(index, header):
-        index["checkpoint"]["bomb"] = "0" * (1 << 28)
+    def lying(index, header):
+        index["checkpoint"]["bomb"] = bomb
+        index["checkpoint"]["noise"] = random.Random(1).randbytes(12_000).hex()  # as much may unfold to 24 MB of text
 
-    path = rewritten(good, tmp_path / "bomb", bomb)
+    path = rewritten(good, tmp_path / "bomb", lying)
     assert path.stat().st_size < 1 << 20
     code = (
         "import resource, sys; from pathlib import Path\n"
@@ -362,7 +403,7 @@ def test_a_bomb_is_refused_before_it_goes_off(good, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     said, grown = done.stdout.strip().splitlines()
-    assert "longer than it can be" in said
+    assert message in said
     assert int(grown) < 200  # MB: 2,000 times what the file has for an index, and no more
 
 

@@ -179,6 +179,9 @@ def test_what_does_not_belong_together_is_refused(mnli: Path, prepared: Prepared
         prepare_task("tsv", source, out, text=text, valid=unseen)
     with pytest.raises(UserError, match="pairs.tsv has another number of sentences per row than .*own.tsv"):
         prepare_task("tsv", source, out, text=text, valid=pairs)
+    same = write_tsv(tmp_path / "same.tsv", *source.read_text().splitlines())
+    with pytest.raises(UserError, match="own.tsv and --valid .*same.tsv have the same contents"):
+        prepare_task("tsv", source, out, text=text, valid=same)
     with pytest.raises(UserError, match="--valid .* is for --task tsv only"):
         prepare_task("mnli", mnli, out, text=text, valid=source)
     with pytest.raises(UserError, match="own.tsv is not a folder: give the folder that holds train.tsv, dev.tsv"):

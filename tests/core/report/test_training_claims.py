@@ -170,6 +170,21 @@ def test_runs_stopped_at_different_parts_of_a_calibrated_budget(tmp_path):
     assert "240 to 900 seconds" in claims["larger"].measured
 
 
+def test_a_second_run_of_a_size_is_no_other_size(tmp_path):
+    def of(*runs):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folders = []
+        for number, (hidden, perplexity) in enumerate(runs):
+            model = make_translation_model(f"2l_{hidden}h", 2, hidden, 1, hidden, 1, 100, perplexity, 5.0)
+            facts = {**T2T_FACTS, "parameters": hidden}
+            folders.append(write_run_log(folder / str(number) / model["name"], model, facts))
+        claims = judged(read_runs(folders))
+        return claims["larger"].shows, claims["diminish"].shows
+
+    assert of((64, 21.0), (64, 20.0), (128, 30.0)) == (False, True)
+    assert of((64, 21.0), (128, 12.0), (128, 12.2)) == (True, False)
+
+
 curves = st.lists(
     st.tuples(st.integers(1, 50), st.floats(1.01, 1e4), st.floats(0, 100)),
     min_size=1,
