@@ -16,6 +16,7 @@ import experiments
 import gather
 import job
 import jobs
+import memory
 import psutil
 import pytest
 import translation
@@ -235,6 +236,12 @@ def test_a_process_watched_for_its_memory_is_stopped_too(trainer):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert told.read_text().split()[1:] == ["saved"]
+
+
+def test_a_folder_may_have_blanks_in_its_name():
+    settings = experiments.load(None, [])
+    words = memory.training(settings, experiments.MemoryRun("none", 1), Path("/tmp/my data/data-bin"))
+    assert words[words.index("--save-dir") + 1] == "/tmp/my data/run"
 
 
 IN_PIECES = """

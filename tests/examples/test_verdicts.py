@@ -37,6 +37,7 @@ def test_the_interval_is_students(values):
         ([(-1.0, -1.1, -0.9)], False),
         ([(1.0, 1.1, -0.9)], None),
         ([(1.0, 1.1)], None),
+        ([(1.0, 1.1, math.inf)], None),  # a run diverged
         ([], None),
         ([(1.0, 1.1, 0.9), (1.0, -1.1, 0.9)], None),
         ([(1.0, 1.1, 0.9), (-1.0, -1.1, -0.9)], False),

@@ -87,12 +87,13 @@ def training(settings: DictConfig, run: experiments.MemoryRun, data: Path) -> li
     """fairseq-train for a few updates of one batch each."""
     memory, size = settings.memory, Size.parse(settings.memory.size)
     flags = f"""
-        --user-dir {jobs.pocket.USER_DIR} --task masked_lm --criterion budgeted_masked_lm --arch prenorm_roberta
+        --task masked_lm --criterion budgeted_masked_lm --arch prenorm_roberta
         --encoder-layers {size.layers} --encoder-embed-dim {size.hidden} --share-layers {run.share}
         --tokens-per-sample {memory.length} --max-positions {memory.length} --batch-size {memory.batch}
         --max-update {memory.updates} --optimizer fused_adam --lr 0.0001 --seed {run.seed}
-        --cpu --no-save --disable-validation --num-workers 0 --save-dir {data.with_name("run")}
+        --cpu --no-save --disable-validation --num-workers 0
     """.split()
+    flags += ["--user-dir", str(jobs.pocket.USER_DIR), "--save-dir", str(data.with_name("run"))]
     return [sys.executable, "-m", "fairseq_cli.train", str(data), *flags]
 
 

@@ -50,9 +50,9 @@ class Comparison:
         return self.interval(LEVEL)[1]
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Student's interval of the mean; all numbers where there is one seed."""
+        """Student's interval of the mean; all numbers where there is one seed, or one whose run diverged."""
         n = len(self.values)
-        if n < 2:
+        if n < 2 or not all(map(math.isfinite, self.values)):
             return -math.inf, math.inf
         half = float(stats.t.ppf((1 + level) / 2, n - 1)) * statistics.stdev(self.values) / math.sqrt(n)
         return self.mean - half, self.mean + half
