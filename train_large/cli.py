@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         words, passed_on = _split_at_dashes(list(sys.argv[1:] if arguments is None else arguments))
         parser = _parser()
-        options = parser.parse_args(words)
+        options, unknown = parser.parse_known_args(words)
+        if unknown:  # argparse would show the usage of train-large, which has none of the subcommand's flags
+            options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         program += f" {options.command}"
         if passed_on and options.command not in ("time-steps", "plan"):
             parser.error("only time-steps and plan pass flags on to fairseq-train, behind --")
@@ -87,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
             formatter_class=_Formatter,
         )
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, parser=sub)
         return sub
 
     sub = command("sizes", _sizes, "print the sizes: parameters, FLOPs per update and learning rate")

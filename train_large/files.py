@@ -1,9 +1,10 @@
-"""Files that appear whole or not at all, and folders that go so."""
+"""Files that appear whole or not at all, folders that go so, and folders in which one is at work at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -68,3 +69,33 @@ def remove(folder: Path) -> None:
     if folder.exists():
         folder.rename(aside)
         shutil.rmtree(aside)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, work: str, elsewhere: str) -> Iterator[int]:
+    """One such `work` at a time in `folder`, which is made; `elsewhere` is the flag that names another.
+
+    Gives the lock, for the processes that it starts to inherit: those that a killed one left keep the next one out of
+    the folders that they write to. The system lets go of it when all that hold it have ended, however they do.
+    Raises UserError where another is at work, or the folder cannot be written or locked.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): give another folder with {elsewhere}."
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"a {work}, or what is left of a killed one, is at work in {folder}: wait for it, end the processes "
+                f"that `fuser {folder / '.lock'}` names, or give another folder with {elsewhere}."
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{folder} has no locks ({error.strerror}): give another folder with {elsewhere}."
+            ) from None
+        yield lock.fileno()

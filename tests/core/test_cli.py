@@ -185,6 +185,9 @@ def test_no_abbreviations_and_no_unknown_flags(capsys):
         with pytest.raises(SystemExit) as ending:
             cli.main(words)
         assert ending.value.code == 2
+        told = capsys.readouterr().err
+        assert f"usage: train-large {words[0] if words else '['}" in told  # that of the subcommand
+        assert not words or words[1] in told.splitlines()[-1]
 
 
 def read_by_predict(monkeypatch, stdin) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import sys
@@ -10,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from train_large.errors import UserError
-from train_large.files import remove, whole, write_text
+from train_large.files import alone, remove, whole, write_text
 
 
 def test_a_link_stays_a_link(tmp_path):
@@ -118,3 +120,29 @@ def test_only_torchs_word_is_translated(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096, total=8192))
     with pytest.raises(UserError, match="Permission denied"), whole(tmp_path / "file"):
         raise PermissionError(13, "Permission denied")
+
+
+def test_a_folder_is_one_works_at_a_time(tmp_path):
+    folder = tmp_path / "new" / "out"
+    with alone(folder, "study", "SET=out=FOLDER"):
+        told = rf"^a study, .* in {folder}: wait .* with SET=out=FOLDER\.$"
+        with pytest.raises(UserError, match=told), alone(folder, "study", "SET=out=FOLDER"):
+            pass
+    with alone(folder, "study", "SET=out=FOLDER"), alone(tmp_path, "study", "SET=out=FOLDER"):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    told = r"file/out cannot be written \(Not a directory\): give another folder with --out"
+    with pytest.raises(UserError, match=told), alone(tmp_path / "file" / "out", "demo", "--out"):
+        pass
+
+
+def test_a_folder_without_locks_is_one_sentence(tmp_path, monkeypatch):
+    def refuse(*_) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match="has no locks"), alone(tmp_path, "demo", "--out"):
+        pass

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import chain
 import pytest
-from chain import Chains, Stage, alone
+from chain import Chains, Stage
 from rich.console import Console
 from screen import Screen
 from waiting import wait_for
 
 from train_large.errors import UserError
+from train_large.files import alone
 
 
 def stage(name: str, folder: Path, code: str, *data: Path) -> Stage:
@@ -32,7 +33,7 @@ def note(path: Path, word: str) -> str:
 
 
 def run(stages: dict[str, list[Stage]], folder: Path, slots: int = 2) -> Chains:
-    with alone(folder) as lock:
+    with alone(folder, "demo", "--out") as lock:
         chains = Chains(stages, slots, folder / "logs", lock)
         chains.run(lambda: None, every=0.01)
     return chains
@@ -164,11 +165,12 @@ time.sleep(600)
 DEMO = """
 import sys
 from pathlib import Path
-from chain import Chains, Stage, alone
+from chain import Chains, Stage
+from train_large.files import alone
 from train_large.processes import ended_by_signals
 
 folder = Path(FOLDER)
-with ended_by_signals(), alone(folder) as lock:
+with ended_by_signals(), alone(folder, "demo", "--out") as lock:
     stages = {"a": [Stage("one", folder / "one", lambda: [sys.executable, "-c", TRAINER])]}
     Chains(stages, 1, folder / "logs", lock).run(lambda: None, every=0.1)
 """
@@ -218,7 +220,7 @@ def test_what_does_not_end_is_killed_with_what_it_started(tmp_path, monkeypatch)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(chain, "PATIENCE", 0.2)
-    with alone(tmp_path) as lock:
+    with alone(tmp_path, "demo", "--out") as lock:
         chains = Chains({"a": [stage("one", tmp_path / "one", code)]}, 1, tmp_path / "logs", lock)
         with pytest.raises(KeyboardInterrupt):
             chains.run(interrupted_when_it_is_there, every=0.1)
@@ -234,7 +236,7 @@ def test_a_fault_of_the_screen_stops_all(tmp_path):
         if begun.exists():
             raise OSError("the terminal is gone")
 
-    with alone(tmp_path) as lock:
+    with alone(tmp_path, "demo", "--out") as lock:
         chains = Chains({"a": [stage("one", tmp_path / "one", code)]}, 1, tmp_path / "logs", lock)
         with pytest.raises(OSError, match="the terminal is gone"):
             chains.run(fails, every=0.1)
@@ -253,11 +255,11 @@ def test_below_nohup_a_demo_outlives_its_terminal(tmp_path):
 def test_the_processes_of_a_killed_demo_keep_the_next_one_out(going_on, tmp_path):
     process, told = going_on
     taken = rf"^a demo, .* in {tmp_path}: wait .*"
-    with pytest.raises(UserError, match=taken), alone(tmp_path):
+    with pytest.raises(UserError, match=taken), alone(tmp_path, "demo", "--out"):
         pass
     process.kill()
     process.communicate()
-    with pytest.raises(UserError, match=taken), alone(tmp_path):
+    with pytest.raises(UserError, match=taken), alone(tmp_path, "demo", "--out"):
         pass
     os.kill(int(told.read_text()), signal.SIGTERM)
     wait_for(lambda: "saved" in told.read_text())
@@ -265,16 +267,9 @@ def test_the_processes_of_a_killed_demo_keep_the_next_one_out(going_on, tmp_path
 
 
 def is_free(folder: Path) -> bool:
-    with contextlib.suppress(UserError), alone(folder):
+    with contextlib.suppress(UserError), alone(folder, "demo", "--out"):
         return True
     return False
-
-
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
-    (tmp_path / "file").touch()
-    told = r"file/out cannot be written \(Not a directory\): give another folder"
-    with pytest.raises(UserError, match=told), alone(tmp_path / "file" / "out"):
-        pass
 
 
 def test_the_screen_bears_torn_lines(tmp_path):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,28 +18,6 @@ from train_large.errors import UserError
 from train_large.files import remove, whole
 
 PATIENCE = 20  # seconds that a process has to save and end
-
-
-@contextlib.contextmanager
-def alone(out: Path) -> Iterator[int]:
-    """One demo at a time in a folder. Gives the lock, which the processes of the demo are to inherit: those that a
-    killed one left keep the next one out of the folders that they write to."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = open(out / ".lock", "a")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}): give another folder with --out.") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"a demo, or what is left of a killed one, is at work in {out}: wait for it, end the processes that "
-                f"`fuser {out / '.lock'}` names, or give another folder with --out."
-            ) from None
-        except OSError as error:
-            raise UserError(f"{out} has no locks ({error.strerror}): give another folder with --out.") from None
-        yield lock.fileno()
 
 
 @dataclass(frozen=True)

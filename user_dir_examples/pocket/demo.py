@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from chain import Chains, Stage, alone
+from chain import Chains, Stage
 from fetch import fetch_movie_reviews, fetch_wikitext2
 from recipe import ROOT, USER_DIR, Recipe, finetune, pretrain, prune, validation_interval
 from rich.console import Console
@@ -33,6 +33,7 @@ from train_large.data.folder import RECORD
 from train_large.data.glue import TaskSummary, prepare_task
 from train_large.data.text import TextSummary, prepare_text
 from train_large.errors import UserError
+from train_large.files import alone
 from train_large.machine import processor, usable_cores
 from train_large.processes import ended_by_signals
 from train_large.report import results as report
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     for name in recipe.sizes:
         recipe.size(name)
     out = options.out.resolve()
-    with alone(out) as lock:
+    with alone(out, "demo", "--out") as lock:
         text, task = prepare(options, recipe, out, console)
         folders = {(name, stage): out / name / stage for name in recipe.sizes for stage in STAGES}
         stages = {

@@ -27,13 +27,13 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "user_dir_examples" / "pocket"))  # what runs the stages of both pocket studies
 
-from chain import Chains, Stage, alone  # noqa: E402
+from chain import Chains, Stage  # noqa: E402
 from screen import Screen  # noqa: E402
 
 from train_large import runlog  # noqa: E402
 from train_large.budget import parse_duration  # noqa: E402
 from train_large.errors import UserError  # noqa: E402
-from train_large.files import write_text  # noqa: E402
+from train_large.files import alone, write_text  # noqa: E402
 from train_large.machine import processor, usable_cores  # noqa: E402
 from train_large.processes import ended_by_signals, environment  # noqa: E402
 from train_large.report import results as report  # noqa: E402
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         raise UserError(f"--t2t {options.t2t}: there is no such Python; make Tensor2Tensor's with `make env-t2t`.")
     python = os.path.abspath(python)  # not resolved: the link is what makes it the environment's
     out = options.out.resolve()
-    with alone(out) as lock:
+    with alone(out, "demo", "--out") as lock:
         data = prepare(options, recipe, python, out, console, lock)
         folders = {(name, stage): out / name / stage for name in recipe.sizes for stage in STAGES}
         largest_first = sorted(recipe.sizes, key=lambda name: -recipe.size(name).hidden * recipe.size(name).layers)

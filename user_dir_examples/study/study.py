@@ -7,13 +7,11 @@ the end everything measured so far is gathered as CSV, judged against the paper'
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import agreement
@@ -25,6 +23,7 @@ import study_report
 from omegaconf import DictConfig
 
 from train_large.errors import UserError
+from train_large.files import alone
 from train_large.machine import usable_cores
 from train_large.processes import started
 
@@ -69,9 +68,8 @@ def run(options: argparse.Namespace) -> int:
     for job in plan.values() if not options.report_only else ():  # before anything is run
         jobs.settings_of(settings, job.work)
     out = jobs.study_folder(settings)
-    out.mkdir(parents=True, exist_ok=True)
     status = 0
-    with _alone(out) as lock:
+    with alone(out, "study", "SET=out=FOLDER") as lock:  # Snakemake goes on where only this process is killed
         if not options.report_only:
             status = _run_jobs(settings, names, out, options, lock)
         missing = gather.gather(settings, names, out / "results")
@@ -104,21 +102,6 @@ def publish(results: Path, finished: Sequence[str], folder: Path) -> None:
         aside.rename(place)
     study_report.write(published, folder / "report")
     print(f"published {', '.join(finished)} in {folder}")
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[int]:
-    """One study at a time in a folder. Gives the lock, for Snakemake to hold too: it goes on where only this process is
-    killed. Unlike Snakemake's own, it is let go of when those that hold it have ended, however they do."""
-    with open(out / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"a study is going on in {out}: wait for it, end the processes that `fuser {out / '.lock'}` names, or "
-                "give another folder, SET=out=..."
-            ) from None
-        yield lock.fileno()
 
 
 def _run_jobs(settings: DictConfig, names: Sequence[str], out: Path, options: argparse.Namespace, lock: int) -> int:
