@@ -117,8 +117,8 @@ study: $(STAMP) $(if $(EXPERIMENT),$(if $(findstring translation,$(EXPERIMENT)),
 	$(BIN)/python user_dir_examples/study/study.py --experiment "$(EXPERIMENT)" $(if $(CONFIG),--config "$(CONFIG)") \
 		$(if $(SET),--set $(SET)) $(STUDY_FLAGS)
 
-study-times: $(STAMP) $(T2T_STAMP)  ## seconds per update of all that the study trains, on this machine, which should be quiet
-	OMP_NUM_THREADS=1 $(BIN)/python user_dir_examples/study/step_times.py $(if $(CONFIG),--config "$(CONFIG)") \
+study-times: $(STAMP) $(if $(EXPERIMENT),$(if $(findstring translation,$(EXPERIMENT)),$(T2T_STAMP)),$(T2T_STAMP))  ## seconds per update of all that the study trains, on this machine, which should be quiet; EXPERIMENT, CONFIG, SET as of study
+	OMP_NUM_THREADS=1 $(BIN)/python user_dir_examples/study/step_times.py --experiment "$(EXPERIMENT)" $(if $(CONFIG),--config "$(CONFIG)") \
 		$(if $(SET),--set $(SET))
 
 study-publish: $(STAMP)  ## the experiments that the study has finished into docs/results, with the report of all that is there; EXPERIMENT, CONFIG, SET as of study

@@ -125,19 +125,40 @@ def test_a_table_of_step_times_is_of_one_processor(tmp_path, monkeypatch):
     monkeypatch.setattr(step_times.job, "run", lambda *_: None)
     monkeypatch.setattr(step_times, "_seconds_per_update", lambda *_: 0.03)
     monkeypatch.setattr(step_times.machine, "processor", lambda: "Cray-1")
-    step_times.measure(settings)
+    step_times.measure(settings, experiments.names(settings))
     rows = experiments.read_step_times(table)
     runs = [run for name in experiments.names(settings) for run in experiments.runs_of(settings, name)]
     timed = [run for run in runs if isinstance(run, (Pretraining, Translation))]
     assert {experiments.seconds_per_update(settings, run) for run in timed} == {0.03}
     assert {row["processor"] for row in rows} == {"Cray-1"}
     monkeypatch.setattr(step_times.machine, "processor", lambda: "Cray-2")
-    step_times.measure(settings)  # nothing is missing
+    step_times.measure(settings, experiments.names(settings))  # nothing is missing
     longer = experiments.load(None, [*own, "pretrain.length=32"])
     with pytest.raises(UserError, match="Cray-1.*Cray-2") as error:
-        step_times.measure(longer)
+        step_times.measure(longer, experiments.names(longer))
     assert "\n" not in str(error.value)
     assert experiments.read_step_times(table) == rows
+
+
+def test_times_are_measured_of_the_experiments_that_are_asked_for(tmp_path, monkeypatch):
+    table = tmp_path / "times.csv"
+    settings = experiments.load(None, [f"step_times={table}", f"out={tmp_path}/out", "text.subsets=[]"])
+    monkeypatch.setattr(step_times.job, "run", lambda *_: None)
+    monkeypatch.setattr(step_times, "_seconds_per_update", lambda *_: 0.03)
+    step_times.measure(settings, ["width"])
+    assert {row["size"] for row in experiments.read_step_times(table)} == {
+        run.size for run in experiments.runs_of(settings, "width")
+    }
+
+
+def test_settings_that_another_experiment_cannot_have_do_not_matter(tmp_path):
+    settings = experiments.load(None, ["text.subsets=[]", "step_times=0.02"])
+    with pytest.raises(UserError, match="text.subsets"):
+        jobs.all_jobs(settings, ["dataset_size"])
+    for path, found in jobs.all_jobs(settings, ["depth"]).items():
+        assert jobs.find(settings, path) == found
+    with pytest.raises(UserError, match="no such job"):
+        jobs.find(settings, "pretrain/1l_1h-batch32-seed1")
 
 
 def test_a_table_of_other_columns_is_refused(tmp_path):
@@ -180,6 +201,16 @@ def plan(changes):
         (["experiments.depth.tune=1"], "tune"),
         (["seeds=1"], r"seeds: 1 .* list"),
         (["seeds=[a]"], "seeds"),
+        (["seeds=[1.5]"], r"seeds: \[1.5\]"),
+        (["seeds=[-1]"], r"seeds: \[-1\]"),
+        (["step_times=0"], "step_times: 0 .* above 0"),
+        (["step_times=-1"], "step_times: -1 .* above 0"),
+        (["pretrain.rates.32=-0.001"], "pretrain.rates"),
+        (["pretrain.masked=3"], "pretrain.masked: 3 .* share"),
+        (["finetune.batch=1.5"], "finetune.batch: 1.5 .* whole"),
+        (["experiments.depth.pretrain.size=[1l_65h]"], "65 does not divide into 4"),
+        (["experiments.depth.prune=true"], "experiments.depth.prune: .* add finetune"),
+        (["experiments.mine={finetune: {rate: 0.1}}"], "experiments.mine.finetune: .* add pretrain"),
         (["pretrain.rates.foo=1"], "pretrain.rates: .*foo"),
         (["pretrain.rates.32=null"], "pretrain.rates"),
         (["pretrain.validations=few"], "pretrain.validations: few"),

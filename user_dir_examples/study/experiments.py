@@ -200,7 +200,7 @@ def _rates(rates: DictConfig) -> dict[int, float]:
         found = {int(batch): rate for batch, rate in rates.items()}
     except ValueError:
         found = {}
-    if not found or not all(isinstance(rate, (int, float)) for rate in found.values()):
+    if not found or not all(isinstance(rate, (int, float)) and rate > 0 for rate in found.values()) or min(found) < 1:
         raise UserError(f"pretrain.rates: {rates} should be a rate for each batch size, such as {{32: 0.003}}.")
     return found
 
@@ -234,11 +234,34 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+_COUNTS = (
+    *("text.vocabulary", "task.classes", "model.head_width", "model.positions", "pretrain.length", "pretrain.batch"),
+    *("pretrain.validations", "pretrain.curve_batches", "finetune.epochs", "finetune.batch", "memory.batch"),
+    *("memory.length", "memory.vocabulary", "memory.updates", "translate.head_width", "translate.most_words"),
+    *("translate.batch_tokens", "translate.warmup_updates", "translate.evaluations", "translate.dev_sentences"),
+    *("translate.test_sentences", "translate.beam_size"),
+)
+_SHARES = ("task.valid_fraction", "pretrain.masked", "pretrain.warmup", "finetune.dropout", "measure.error_sparsity")
+
+
 def _check(settings: DictConfig) -> None:
     parse_duration(str(settings.budget), "budget")
     parse_duration(str(settings.translate.budget), "translate.budget")
-    if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
-        raise UserError(f"seeds: {list(settings.seeds)} should be at least one number, each once.")
+    seeds = list(settings.seeds)
+    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        raise UserError(f"seeds: {seeds} should be at least one whole number from 0 on, each once.")
+    for key in _COUNTS:
+        value = OmegaConf.select(settings, key)
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{key}: {value} should be a whole number from 1 on.")
+    for key in _SHARES:
+        value = OmegaConf.select(settings, key)
+        if not 0 <= value < 1:
+            raise UserError(f"{key}: {value} should be a share, from 0 to less than 1.")
+    for key in ("finetune.rate", "prune.rate", "translate.rate", "model.embedding_std", "step_times"):
+        value = OmegaConf.select(settings, key)
+        if isinstance(value, (int, float)) and not 0 < value < math.inf:
+            raise UserError(f"{key}: {value} should be above 0.")
     if settings.pretrain.validations < 4 or settings.pretrain.validations % 4:
         raise UserError(
             f"pretrain.validations: {settings.pretrain.validations} is no multiple of 4, at whose quarters checkpoints "
@@ -283,13 +306,16 @@ def runs_of(settings: DictConfig, experiment: str) -> list[Run]:
     unknown = set(grid) - {*_KEYS, "prune", "measure", "select"}
     if unknown:
         raise UserError(f"{where}.{min(unknown)}: there is no such key.")
+    for key, of in (("finetune", "pretrain"), ("prune", "finetune"), ("measure", "finetune"), ("select", "finetune")):
+        if grid.get(key) and of not in grid:
+            raise UserError(f"{where}.{key}: there is nothing that it could go on from; add {of}: {{...}}.")
     runs: list[Run] = []
     seeds = list(settings.seeds)
     for values in _product(grid, "memory", where, {"share": "none", "seed": seeds}):
         _check_share(values["share"], f"{where}.memory.share")
         runs.append(MemoryRun(values["share"], values["seed"]))
     for values in _product(grid, "translate", where, {"seed": seeds}):
-        Size.parse(values["size"])
+        Size.parse(values["size"], settings.translate.head_width)
         runs.append(Translation(values["size"], values["seed"]))
     defaults = {"batch": settings.pretrain.batch, "share": "none", "data": 100, "target": None, "seed": seeds}
     for values in _product(grid, "pretrain", where, defaults):
@@ -301,7 +327,7 @@ def runs_of(settings: DictConfig, experiment: str) -> list[Run]:
 
 
 def _pretraining(settings: DictConfig, values: dict[str, Any], where: str) -> Pretraining:
-    Size.parse(values["size"])
+    Size.parse(values["size"], settings.model.head_width)
     if values["batch"] not in settings.pretrain.rates:
         raise UserError(f"{where}.pretrain.batch: there is no rate for {values['batch']} in pretrain.rates; add one.")
     _check_share(values["share"], f"{where}.pretrain.share")

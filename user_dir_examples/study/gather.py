@@ -168,8 +168,7 @@ def _checkpoint_line(settings: DictConfig, start: Finetuning) -> dict[str, Any]:
     lines = runlog.read(str(jobs.folder(settings, start.pretraining) / runlog.NAME))
     if start.checkpoint == 1:
         return [line for line in lines if line["kind"] == "stop"][-1]
-    path = jobs.checkpoint(settings, start.pretraining, start.checkpoint)
-    updates = int(path.stem.rpartition("_")[2])
+    updates = jobs.checkpoint_updates(settings, start.pretraining, start.checkpoint)
     return [line for line in lines if line["updates"] == updates][-1]
 
 

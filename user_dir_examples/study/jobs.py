@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -78,7 +79,7 @@ def job_of(work: Work) -> Job:
 
 def _needs(work: Work) -> list[Work]:
     match work:
-        case Pretraining() | MemoryRun():
+        case Pretraining():
             return [Data("text")]
         case Finetuning():
             return [Data("task"), work.pretraining]
@@ -222,13 +223,18 @@ def checkpoint(settings: DictConfig, run: Pretraining, share: float) -> Path:
     """The checkpoint at this share of the pretraining."""
     if share == 1:
         return folder(settings, run) / "checkpoint_last.pt"
-    updates = round(share * settings.pretrain.validations) * validation_interval(settings, run)
+    updates = checkpoint_updates(settings, run, share)
     found = list(folder(settings, run).glob(f"checkpoint_*_{updates}.pt"))  # fairseq has the epoch in the name
     if len(found) != 1:
         raise UserError(
             f"{folder(settings, run)}: there is no checkpoint of {updates} updates; remove the folder to run it again."
         )
     return found[0]
+
+
+def checkpoint_updates(settings: DictConfig, run: Pretraining, share: float) -> int:
+    """The updates after which this share of the pretraining, less than all of it, is kept."""
+    return round(share * settings.pretrain.validations) * validation_interval(settings, run)
 
 
 def _examples(settings: DictConfig) -> int:
@@ -338,7 +344,9 @@ def _digest(path: Path) -> str:
 
 def find(settings: DictConfig, path: str) -> Job:
     """The job of this path. Raises UserError where the study has none."""
-    jobs = all_jobs(settings, experiments.names(settings))
-    if path not in jobs:
-        raise UserError(f"{path}: the study has no such job.")
-    return jobs[path]
+    for name in experiments.names(settings):
+        with contextlib.suppress(UserError):  # settings of another experiment, which nobody may have asked for
+            jobs = all_jobs(settings, [name])
+            if path in jobs:
+                return jobs[path]
+    raise UserError(f"{path}: the study has no such job.")

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,17 +39,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the seconds per update of all that a study trains.")
     parser.add_argument("--config", type=Path, help="settings that differ from pocket.yaml, as YAML")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, such as budget=60s")
+    parser.add_argument("--experiment", default="", help="one or several, separated by commas; all unless given")
     options = parser.parse_args()
     try:
-        measure(experiments.load(options.config, options.set))
+        settings = experiments.load(options.config, options.set)
+        measure(settings, experiments.names(settings, options.experiment))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def measure(settings: DictConfig) -> None:
-    """Add to the table what is not in it. Raises UserError where a run fails, settings give a number for all, or the
+def measure(settings: DictConfig, names: Sequence[str]) -> None:
+    """Add to the table what these experiments need and is not in it. Raises UserError where a run fails, settings give a number for all, or the
     table is another processor's: budgets by both would not be the same."""
     if isinstance(settings.step_times, (int, float)):
         raise UserError("step_times: it is a number, and goes for every run; name a file to measure into.")
@@ -57,7 +60,7 @@ def measure(settings: DictConfig) -> None:
     rows = experiments.read_step_times(path)
     known = {tuple(row[column] for column in experiments.KEY) for row in rows}
     here, others = machine.processor(), {row["processor"] for row in rows}
-    runs = [run for name in experiments.names(settings) for run in experiments.runs_of(settings, name)]
+    runs = [run for name in names for run in experiments.runs_of(settings, name)]
     for run in runs:
         if not isinstance(run, (Pretraining, Translation)):
             continue

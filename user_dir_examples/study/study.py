@@ -75,7 +75,11 @@ def run(options: argparse.Namespace) -> int:
         missing = gather.gather(settings, names, out / "results")
         # What other experiments have measured with other settings is not to be in the report.
         others = [name for name in measurements.experiments(out / "results") if name not in names]
-        gather.gather(settings, [name for name in others if name in settings.experiments], out / "results")
+        for name in (name for name in others if name in settings.experiments):
+            try:
+                gather.gather(settings, [name], out / "results")
+            except UserError:  # with these settings it cannot be
+                measurements.write([], out / "results" / name)
     for name, paths in missing.items():
         print(f"{name}: {len(paths)} jobs are not done, such as {paths[0]}", file=sys.stderr)
     study_report.write(out / "results", out / "report")

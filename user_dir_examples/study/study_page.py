@@ -190,6 +190,8 @@ def outcome(comparison: Comparison) -> str:
     """`× 1.32 (1.20 to 1.45)` for the logarithm of a ratio, `+1.20 points (+0.31 to +2.09)` for a difference."""
     if not comparison.values:
         return "no seed measured both"
+    if not all(map(math.isfinite, comparison.values)):
+        return "a run diverged: no interval"
     form, unit = _form(comparison.unit)
     text = form(comparison.mean) + unit
     if math.isinf(comparison.low) or math.isinf(comparison.high):
@@ -215,7 +217,8 @@ def _digits(number: float) -> str:
 
 
 def write_figures(results: Path, folder: Path) -> list[Path]:
-    """Every figure as NAME.png (200 dots an inch) and NAME.svg on white in `folder`: all of them, or none.
+    """Every figure as NAME.png (200 dots an inch) and NAME.svg on white in `folder`: all of them, or none. Others that
+    lie there are removed.
 
     Gives the files. Raises UserError for a CSV file that is none of ours, and where a file cannot be written."""
     drawings = study_figures.draw(results)
@@ -227,4 +230,7 @@ def write_figures(results: Path, folder: Path) -> list[Path]:
     with contextlib.ExitStack() as stack:  # none takes its place before the last is drawn
         for drawing, paths in zip(drawings, files, strict=True):
             drawing.save(*(stack.enter_context(whole(path)) for path in paths))
-    return [path for paths in files for path in paths]
+    written = [path for paths in files for path in paths]
+    for path in {*folder.glob("*.png"), *folder.glob("*.svg")} - {*written}:  # of what is no longer measured
+        path.unlink()
+    return written
