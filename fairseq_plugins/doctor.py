@@ -160,7 +160,7 @@ def fast_layers() -> Answer:
     from fairseq_plugins.models import fast_encoder
 
     model = _small()[-1]
-    fast, reason = model.is_fast(), fast_encoder.unsupported(model.encoder.sentence_encoder)
+    fast, reason = model.is_fast(), fast_encoder.unsupported(model.encoder)
     slow = "layers" in _step()
     if fast and slow:
         return False, "the model calls them fast, but one step of training went by fairseq's: report this"
@@ -236,6 +236,12 @@ def bf16_products() -> Answer:
     from fairseq_plugins.models import fast_encoder
     from train_large.compression.products import product
 
+    if torch.cuda.is_available():  # where fairseq would train
+        used = fast_encoder.products_dtype("auto", "cuda") == torch.bfloat16
+        return (
+            used,
+            "the GPU has them (not measured)" if used else "fp32 is taken, because this GPU has no bf16 products",
+        )
     used = fast_encoder.products_dtype("auto") == torch.bfloat16
     instructions = _bf16_instructions()
     fp32, bf16 = _rates(torch.float32, torch.bfloat16, ways=(product, product))
@@ -393,7 +399,7 @@ OF_FAIRSEQ: dict[str, tuple[Callable[[], Answer], str | None]] = {
     "bf16 matrix products": (bf16_products, "--matmul-precision fp32"),
     "fp32 products by oneDNN": (float32_products, "TRAIN_LARGE_PRODUCTS=torch"),
     "fused Adam kernel": (fused_adam, "--optimizer adam"),
-    "whole masked batches": (whole_batches, None),
+    "whole masked batches": (whole_batches, "TRAIN_LARGE_BATCHES=fairseq"),
 }
 OF_TORCH: dict[str, tuple[Callable[[], Answer], str | None]] = {
     "threads": (threads, None),

@@ -61,7 +61,7 @@ class Budgeted:
 
     @abstractmethod
     def flops(self, sample: dict[str, Any]) -> float:
-        """Training FLOPs of one micro-batch by Clark et al.'s rules; padding is computed on, so it counts."""
+        """Training FLOPs of one micro-batch by Clark et al.'s rules; padding counts too."""
 
     def train(self, mode: bool = True) -> Any:
         """`Trainer` calls this at the start of every update, and with False for every validation batch."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 STEPS = 1 << 15  # a rate is rounded to a multiple of 1 / STEPS
 INTEGERS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
@@ -65,6 +66,7 @@ class Dropout(torch.autograd.Function):
         return keep_(x.detach() / (1 - rate), ctx.mask)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def, override]
         return keep_(grad / (1 - ctx.rate), ctx.mask), None
 

@@ -6,8 +6,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from fairseq.models.roberta.model import RobertaLMHead
 from fairseq.modules.checkpoint_activations import _checkpointed_forward
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -42,8 +44,9 @@ def products_dtype(precision: str, device: str = "cpu") -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def unsupported(encoder: nn.Module) -> str | None:
-    """Because of what `encoder`, a TransformerEncoder of fairseq's, cannot go the quick way; None if it can."""
+def unsupported(roberta: nn.Module) -> str | None:
+    """Because of what `roberta`, a RobertaEncoder of fairseq's, cannot go the quick way; None if it can."""
+    encoder, head = roberta.sentence_encoder, getattr(roberta, "lm_head", None)  # which finetuning does not keep
     weight = encoder.embed_tokens.weight
     device = weight.device.type
     if device not in ("cpu", "cuda"):
@@ -54,6 +57,12 @@ def unsupported(encoder: nn.Module) -> str | None:
         return "autocast is on"
     if encoder.quant_noise is not None or encoder.encoder_layerdrop or encoder.layer_norm is None:
         return "of quantization noise, layers that are dropped, or layers that norm their output"
+    if not encoder.training:
+        return "the encoder is not in training, the model is"
+    if head is not None and type(head) is not RobertaLMHead:
+        return "of a masked LM's head of another kind"
+    if any(_hooks(module) for module in roberta.modules()):
+        return "of hooks, which would not be called"
     for layer in encoder.layers:
         reason = _unsupported_layer(layer)
         if reason:
@@ -67,8 +76,6 @@ def _unsupported_layer(layer: Any) -> str | None:
         return "layers are wrapped by something else"
     if any(type(layer.get_submodule(name)) is not nn.Linear for name in NAMES):
         return "of quantization noise, or linear layers of another kind"
-    if any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules()):
-        return "of hooks on a layer, which would not be called"
     if layer.activation_fn is not F.gelu and getattr(layer.activation_fn, "__name__", "") != "gelu":
         return "of an activation that is not gelu"
     if layer.activation_dropout_module.p or not layer.normalize_before or layer.return_fc:
@@ -78,6 +85,11 @@ def _unsupported_layer(layer: Any) -> str | None:
     if attention.bias_k is not None or attention.add_zero_attn:
         return "of attention to keys that are no tokens"
     return None
+
+
+def _hooks(module: nn.Module) -> bool:
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 def _is_checkpointed(layer: nn.Module) -> bool:
@@ -165,6 +177,7 @@ class VocabularyLoss(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         scale = float(grad)
         grads = ctx.saved_tensors

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fairseq_plugins.models.cheap_dropout import keep_, keep_mask, mark_, marked_mask
@@ -157,6 +158,7 @@ class Attention(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, n, mean, rstd, q, k, v, marked, mixed, keep, wqkv, wo, scale, shift = ctx.saved_tensors
         tokens, queries, setting = ctx.tokens, ctx.queries, ctx.setting
@@ -209,6 +211,7 @@ class FeedForward(torch.autograd.Function):
         return z
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         y, n, mean, rstd, inner, active, keep, w1, w2, scale, shift = ctx.saved_tensors
         dbranch, scale_out = _dropped(dz, keep, ctx.setting.dtype), 1 / (1 - ctx.setting.dropout)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from fairseq.data import Dictionary
 from fairseq.models import register_model, register_model_architecture
-from fairseq.models.roberta.model import RobertaModel, base_architecture
+from fairseq.models.roberta.model import RobertaClassificationHead, RobertaModel, base_architecture
 from fairseq.tasks import FairseqTask
 from fairseq.utils import safe_getattr
 from omegaconf import DictConfig, OmegaConf
@@ -129,7 +129,7 @@ class PrenormRobertaModel(RobertaModel):
         if not self.training:
             return False
         asked = not self.args.no_fast_layers
-        reason = fast_encoder.unsupported(self.encoder.sentence_encoder) if asked else "of --no-fast-layers"
+        reason = fast_encoder.unsupported(self.encoder) if asked else "of --no-fast-layers"
         if reason != self._reason_told:
             self._reason_told = reason
             dtype = str(self._products_dtype()).removeprefix("torch.")
@@ -158,7 +158,12 @@ class PrenormRobertaModel(RobertaModel):
         With `masked_targets`, (N,), for the N positions of `masked_tokens`, (B, L), the first result is the sum of
         their cross-entropies in place of their logits; where `is_fast()`.
         """
-        if return_all_hiddens or not self.is_fast():
+        head = None if classification_head_name is None else self.classification_heads[classification_head_name]
+        if (
+            return_all_hiddens
+            or not self.is_fast()
+            or (head is not None and not self._looks_at_first(head, src_tokens))
+        ):
             return super().forward(
                 *(src_tokens, features_only, return_all_hiddens, classification_head_name),
                 masked_tokens=masked_tokens,
@@ -167,10 +172,10 @@ class PrenormRobertaModel(RobertaModel):
         keep_freed_memory()
         dtype = self._products_dtype()
         features = partial(fast_encoder.features, self.encoder.sentence_encoder, src_tokens, dtype)
-        if classification_head_name is not None:
+        if head is not None:
             first = torch.zeros_like(src_tokens, dtype=torch.bool)
-            first[:, 0] = True  # all that `RobertaClassificationHead` looks at
-            x = self.classification_heads[classification_head_name](features(first)[:, None])
+            first[:, 0] = True
+            x = head(features(first)[:, None])
         elif features_only:
             x = features()
         elif masked_targets is not None:
@@ -178,6 +183,11 @@ class PrenormRobertaModel(RobertaModel):
         else:
             x = self.encoder.output_layer(features(masked_tokens))
         return x, {"inner_states": None}
+
+    def _looks_at_first(self, head: nn.Module, src_tokens: Tensor) -> bool:
+        """Whether `head` looks at the first tokens alone, as `RobertaClassificationHead` does, and they are tokens."""
+        padding = self.encoder.sentence_encoder.padding_idx
+        return type(head) is RobertaClassificationHead and not bool(src_tokens[:, 0].eq(padding).any())
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         """Refuse weights that differ between layers which share them here: loading would keep the last one's."""

@@ -165,6 +165,11 @@ class FusedAdam(Adam):
         self.factor = 1.0  # the kernel has written the gradients back multiplied
         return loss
 
+    def can_hold(self, parameter: Tensor) -> bool:
+        """Whether `parameter` is its own, and an infinite average of the squares stays so: beta2 is not 0."""
+        groups = [group for group in self.param_groups for own in group["params"] if own is parameter]
+        return bool(groups) and groups[0]["betas"][1] > 0
+
     def hold(self, parameter: Tensor, where: Tensor) -> None:
         """Let no step move `parameter` where `where` (bool, its shape): there the average of the squares is infinite,
         and stays so, and what a step adds is lr * m / infinity, exactly 0. That costs no pass over the weights."""
@@ -263,9 +268,9 @@ class FusedFairseqAdam(FairseqAdam):
     def hold_at_zero(self, parameter: Tensor, where: Tensor) -> bool:
         """Set `parameter` to zero where `where` (bool, its shape) and keep it there through every step to come. That is
         in the state, and so in the checkpoints. False, with nothing done, where the fused optimizer does not update
-        `parameter` itself."""
+        `parameter` itself, or has no average of the squares (beta2 is 0)."""
         optimizer = self._fused()
-        if optimizer is None or not any(own is parameter for own in optimizer.parameters()):
+        if optimizer is None or not optimizer.can_hold(parameter):
             return False
         parameter.data.masked_fill_(where, 0)
         optimizer.hold(parameter, where)

@@ -48,8 +48,9 @@ def assert_same_gradients(mine: nn.Module, theirs: nn.Module) -> None:
         if other.grad is None:
             assert one.grad is None, name
         else:
-            size = max(1.0, float(other.grad.abs().max()))
-            assert float((one.grad - other.grad).abs().max()) < 2e-5 * size, name
+            # Relative to the gradient, for those of queries and keys are small; the bias of keys has none but rounding.
+            size = float(other.grad.abs().max()) if "k_proj.bias" not in name else 1.0
+            assert float((one.grad - other.grad).abs().max()) < 2e-4 * size, name
 
 
 @pytest.mark.parametrize(
@@ -198,25 +199,82 @@ def test_a_cpu_that_multiplies_bf16_is_known():
 )
 def test_what_the_quick_way_cannot_do_goes_fairseqs(flags, reason):
     model = build("prenorm_roberta", *SMALL, *flags)
-    assert reason in fast_encoder.unsupported(model.encoder.sentence_encoder)
+    assert reason in fast_encoder.unsupported(model.encoder)
     assert not model.is_fast()
     model.train()(tokens())[0].sum().backward()
 
 
-def test_hooks_are_called():
+@pytest.mark.parametrize("name", ["sentence_encoder.layers.1.fc1", "sentence_encoder.layers.1", "lm_head.dense"])
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_full_backward_hook"])
+def test_hooks_are_called(name, kind):
     model = build("prenorm_roberta", *SMALL)
     called: list[nn.Module] = []
-    model.encoder.sentence_encoder.layers[1].fc1.register_forward_hook(lambda module, *_: called.append(module))
-    model(tokens())
+    getattr(model.encoder.get_submodule(name), kind)(lambda module, *_: called.append(module))
+    model(tokens())[0].sum().backward()
     assert len(called) == 1
+
+
+def test_an_encoder_in_evaluation_drops_nothing():
+    model = build("prenorm_roberta", *SMALL).train()
+    model.encoder.eval()
+    first, second = (model(tokens())[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+class Mean(nn.Module):
+    """A head that looks at all tokens."""
+
+    def forward(self, features):
+        return features.mean(1)
+
+
+def test_a_head_of_ones_own_sees_all_features():
+    model = build("prenorm_roberta", *SMALL, *WITHOUT_DROPOUT)
+    model.classification_heads["mine"] = Mean()
+    source = tokens(padded=False)
+    trained, evaluated = (
+        getattr(model, mode)()(source, features_only=True, classification_head_name="mine")[0]
+        for mode in ("train", "eval")
+    )
+    assert torch.allclose(trained, evaluated, atol=1e-5)
+
+
+def test_sequences_padded_on_the_left_are_classified_as_fairseq_does():
+    mine, theirs = pair(*WITHOUT_DROPOUT)
+    for model in (mine, theirs):
+        model.register_classification_head("two", num_classes=2)
+    theirs.load_state_dict(mine.state_dict())
+    source = tokens().flip(1)
+    assert source[:, 0].eq(1).any()
+    found, expected = (
+        model.train()(source, features_only=True, classification_head_name="two")[0] for model in (mine, theirs)
+    )
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_second_derivatives_are_refused():
+    model = build("prenorm_roberta", *SMALL, *WITHOUT_DROPOUT).train()
+    assert model.is_fast()
+    masked = tokens().ne(1)
+    loss, _ = model(tokens(), masked_tokens=masked, masked_targets=tokens()[masked])
+    parameter = model.encoder.sentence_encoder.layers[0].fc1.weight
+    [gradient] = torch.autograd.grad(loss, parameter, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_a_masked_lms_head_of_another_kind_goes_fairseqs():
+    model = build("prenorm_roberta", *SMALL)
+    model.encoder.lm_head = type("Other", (type(model.encoder.lm_head),), {})(64, 50, "gelu")
+    assert "head of another kind" in fast_encoder.unsupported(model.encoder)
 
 
 def test_weights_that_are_not_fp32_and_autocast_go_fairseqs():
     model = build("prenorm_roberta", *SMALL)
     with torch.autocast("cpu", torch.bfloat16):
-        assert "autocast" in fast_encoder.unsupported(model.encoder.sentence_encoder)
-    assert "float64" in fast_encoder.unsupported(model.double().encoder.sentence_encoder)
-    assert "meta" in fast_encoder.unsupported(model.to("meta").encoder.sentence_encoder)
+        assert "autocast" in fast_encoder.unsupported(model.encoder)
+    assert "float64" in fast_encoder.unsupported(model.double().encoder)
+    assert "meta" in fast_encoder.unsupported(model.to("meta").encoder)
 
 
 @settings(deadline=None, max_examples=30)

@@ -250,6 +250,15 @@ def test_a_parameter_of_another_optimizer_is_not_held():
     assert not plain.hold_at_zero(next(iter(plain.params)), torch.ones(SHAPES[0], dtype=torch.bool))
 
 
+def test_nothing_is_held_without_an_average_of_squares():
+    """0 times infinity is no number."""
+    ours = FusedFairseqAdam(config(adam_betas="(0.9, 0.0)"), parameters())
+    first = next(iter(ours.params))
+    before = first.detach().clone()
+    assert not ours.hold_at_zero(first, torch.ones(first.shape, dtype=torch.bool))
+    assert torch.equal(first, before)
+
+
 def test_groups_keep_their_own_rates():
     def groups() -> list[dict[str, Any]]:
         first = parameters()

@@ -51,8 +51,8 @@ def main() -> int:
 
 
 def measure(settings: DictConfig, names: Sequence[str]) -> None:
-    """Add to the table what these experiments need and is not in it. Raises UserError where a run fails, settings give a number for all, or the
-    table is another processor's: budgets by both would not be the same."""
+    """Add to the table what these experiments need and is not in it. Raises UserError where a run fails, settings give
+    a number for all, or the table is another processor's: budgets by both would not be the same."""
     if isinstance(settings.step_times, (int, float)):
         raise UserError("step_times: it is a number, and goes for every run; name a file to measure into.")
     jobs.save_settings(settings)
