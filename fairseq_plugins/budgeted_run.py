@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
@@ -70,6 +71,7 @@ class BudgetedRun:
             fail(f"--target-ppl {section.target_ppl} can never be reached: a perplexity is above 1.")
         self._limit_seconds = seconds
         self.vocabulary: int | None = None
+        self.task: Any = None
         self.counters: dict[str, float] = dict.fromkeys(runlog.COUNTERS, 0)
         self.has_begun = self._finished = False
         self._stop_reason: str | None = None
@@ -433,6 +435,8 @@ class BudgetedRun:
             "vocabulary": self.vocabulary,
             "dictionary": getattr(model, "dictionary_digest", None),
             "length": getattr(self.root.task, "tokens_per_sample", None),
+            "masked": getattr(self.root.task, "mask_prob", None),
+            "train_tokens": self._train_tokens(),
             "learning_rate": self.root.optimization.lr[0],
             "budget_seconds": self.budget.seconds,
             "budget_clock": self.budget.clock,
@@ -440,6 +444,12 @@ class BudgetedRun:
             "workers": self.root.distributed_training.distributed_world_size,
             "threads": torch.get_num_threads(),
         }
+
+    def _train_tokens(self) -> int | None:
+        """Of the training set, or of its first part where there are several; None where it does not say."""
+        train = getattr(self.task, "datasets", {}).get(self.root.dataset.train_subset)
+        lengths = getattr(train, "sizes", None)
+        return int(lengths.sum()) if isinstance(lengths, np.ndarray) and lengths.ndim == 1 else None
 
 
 def _check_launch(root: DictConfig | None) -> None:

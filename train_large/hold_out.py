@@ -12,6 +12,9 @@ import numpy as np
 from train_large import pilot_runs, scaling
 from train_large.errors import UserError
 from train_large.planner import CAUTION, QUANTILES, Interval, drawn
+from train_large.report.units import format_seconds
+
+ALIKE = 0.9  # the shortest run beside the longest
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,20 @@ class HoldOut:
 
 
 def hold_out(logs: Sequence[Path], by: str = "size", share: float = 1 / 3, draws: int = scaling.DRAWS) -> HoldOut:
-    """Fit on a part of the logged runs and predict the rest.
+    """Fit on a part of the logged runs and predict the rest, of which only the seconds are known.
 
     `by` size: on the smaller half of the sizes, to predict the ends of the larger. `by` time: on every run up to
     `share` of its seconds, to predict its end; what such a run has seen is not what a pilot of that budget would have
-    seen, for its learning rate has not come down, which the law allows for. Raises UserError as `plan` does, and for
-    fewer than four sizes by size.
+    seen, for its learning rate has not come down, which the law allows for. Raises UserError as `plan` does, for runs that
+    end at different times, of which none is the best, and for fewer than four sizes by size.
     """
     pilots = pilot_runs.read_pilots(logs)
+    ends = {float(pilot.seconds[-1]): pilot for pilot in pilots}
+    if min(ends) < ALIKE * max(ends):
+        raise UserError(
+            f"{ends[min(ends)].path} ends after {format_seconds(min(ends))} and {ends[max(ends)].path} after "
+            f"{format_seconds(max(ends))}: to hold out, give runs of the same budget."
+        )
     names = list(dict.fromkeys(pilot.size for pilot in pilots))
     if by == "size":
         if len(names) < 4:
@@ -77,7 +86,7 @@ def hold_out(logs: Sequence[Path], by: str = "size", share: float = 1 / 3, draws
     predicted: dict[str, list[float]] = {}
     measured: dict[str, list[float]] = {}
     for pilot in pilots:
-        tokens = float(pilot.tokens[-1])
+        tokens = float(pilot.seconds[-1]) / pilot_runs.seconds_per_token(pilot.size, known)
         losses = drawn(law, pilot.size, pilot.parameters, tokens, known)
         low, middle, high = np.exp(np.quantile(losses, QUANTILES))
         truth = math.exp(float(pilot.losses[-1]))

@@ -5,6 +5,7 @@ What a validation tells is learned tokens T and the rate r that are in train_lar
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,10 @@ from train_large.sizes import Size
 
 STEEPER = 1.5  # than before: that is how a plateau is left
 FALL = 0.02  # a share of the loss: less may be the noise of validations
+ROUGHLY = 0.1  # of logarithms
 _SUBSETS = ("valid", "dev")  # fairseq's and the Tensor2Tensor plugin's
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +48,10 @@ class Pilot:
     vocabulary: int | None
     length: int | None
     """tokens per sequence"""
+    masked: float | None
+    """the share of the tokens, of a masked LM whose log tells"""
+    train_tokens: int | None
+    """of the training text, where the log tells"""
     batch_tokens: float
     learning_rate: float | None
     clock: str
@@ -88,8 +96,9 @@ class Pilot:
 def read_pilots(logs: Sequence[Path]) -> list[Pilot]:
     """The runs of these logs (a run.jsonl, or the folder that holds it), by rising size.
 
+    Where a size was run with several batches or rates, only the runs with the best of them; what is left out is logged.
     Raises UserError where there is no log, a log without validations, and logs that are not of one model family,
-    dictionary, length and clock, whose losses are not to be compared.
+    dictionary, length, text and clock, whose losses are not to be compared.
     """
     if not logs:
         raise UserError("no run log: give the folders of budgeted runs, or let --pilot 5m make them.")
@@ -109,14 +118,49 @@ def read_pilots(logs: Sequence[Path]) -> list[Pilot]:
             ("vocabulary", "vocabulary"),
             ("dictionary", "dictionary"),
             ("length", "sequence length"),
+            ("masked", "share of masked tokens"),
+            ("train_tokens", "number of training tokens"),
         ):
             ours, theirs = getattr(first, name), getattr(pilot, name)
-            if ours != theirs:
+            unknown = name in ("masked", "train_tokens") and None in (ours, theirs)  # logs of older versions
+            if ours != theirs and not unknown:
                 raise UserError(
                     f"{first.path} and {pilot.path} differ in their {what} ({ours} and {theirs}), so their losses do "
                     "not compare: plan from one of the two at a time."
                 )
-    return sorted(read, key=lambda pilot: (pilot.parameters, str(pilot.path)))
+    return sorted(_of_best_settings(read), key=lambda pilot: (pilot.parameters, str(pilot.path)))
+
+
+def _of_best_settings(pilots: Sequence[Pilot]) -> list[Pilot]:
+    """Of each size the runs of that batch and rate whose loss is the lowest when the first of its runs ends."""
+    best = []
+    for size in dict.fromkeys(pilot.size for pilot in pilots):
+        settings: list[list[Pilot]] = []
+        for pilot in (pilot for pilot in pilots if pilot.size == size):
+            like = next((runs for runs in settings if _is_like(runs[0], pilot)), None)
+            like.append(pilot) if like else settings.append([pilot])
+        end = min(float(pilot.seconds[-1]) for runs in settings for pilot in runs)
+        losses = [float(np.mean([np.interp(end, p.seconds, p.losses) for p in runs])) for runs in settings]
+        chosen = settings[int(np.argmin(losses))]
+        for runs, loss in zip(settings, losses):
+            for pilot in runs if runs is not chosen else ():
+                logger.info(
+                    f"{pilot.path} is left out: after {end:.3g} s its {_setting(pilot)} have a loss of {loss:.2f}, and "
+                    f"{_setting(chosen[0])} one of {min(losses):.2f}"
+                )
+        best += chosen
+    return best
+
+
+def _is_like(one: Pilot, other: Pilot) -> bool:
+    """Whether two runs are of one batch and rate; a log, which has a line for some updates only, tells them roughly."""
+    rates = one.learning_rate or 1.0, other.learning_rate or 1.0
+    return max(abs(math.log(rates[0] / rates[1])), abs(math.log(one.batch_tokens / other.batch_tokens))) < ROUGHLY
+
+
+def _setting(pilot: Pilot) -> str:
+    rate = "" if pilot.learning_rate is None else f" at a rate of {pilot.learning_rate:.2g}"
+    return f"{pilot.batch_tokens:,.0f} tokens an update{rate}"
 
 
 def _read_one(path: Path) -> Pilot:
@@ -165,7 +209,7 @@ def _read_one(path: Path) -> Pilot:
     # The first updates are slow (and on the wall clock, loading comes before them): that is not the speed.
     end = max(lines, key=lambda line: line["tokens"])
     begin = next((line for line in lines if 0.1 * end["tokens"] <= line["tokens"] < end["tokens"]), lines[0])
-    if begin["tokens"] == end["tokens"]:
+    if begin["tokens"] == end["tokens"] or not end["updates"]:
         raise UserError(f"{path} has only the end of a run, so its speed is not known: give its whole log.")
     learned, rate, peak = _learned(lines, valid, facts.get("learning_rate"))
     columns = {name: np.array([float(line[name]) for line in valid]) for name in ("updates", "tokens", "loss")}
@@ -186,6 +230,8 @@ def _read_one(path: Path) -> Pilot:
         all_parameters=total,
         vocabulary=vocabulary,
         length=length,
+        masked=facts.get("masked"),
+        train_tokens=facts.get("train_tokens"),
         batch_tokens=float(end["tokens"] / end["updates"]),
         learning_rate=peak,
         clock=clock,
@@ -224,7 +270,11 @@ def _learned(
     """(T, r, the peak of the rate) at the validations; (tokens, zeros, None) without rates. given: the run's `--lr`,
     since the log, which has a line for some updates only, may lack the peak."""
     tokens = np.array([float(line["tokens"]) for line in valid])
-    steps = [(line["tokens"], line["lr"]) for line in lines if line["kind"] == "train" and line.get("lr") is not None]
+    steps = [
+        (line["tokens"], line["lr"])
+        for line in lines
+        if line["kind"] == "train" and isinstance(line.get("lr"), (int, float))
+    ]
     peak = max((rate for _, rate in [*steps, (0, given or 0.0)])) if steps else 0.0
     if not peak:
         return tokens, np.zeros(len(tokens)), None

@@ -226,8 +226,9 @@ def considered(pilots: Sequence[Pilot], asked: Sequence[Size]) -> list[Size]:
 def _like(size: Size, pilots: Sequence[Pilot]) -> Size:
     """`size` with heads as wide and FFNs in the same proportion as the nearest pilot's."""
     near = min(pilots, key=lambda pilot: abs(math.log(pilot.size.hidden / size.hidden))).size
-    width = near.hidden // near.heads
-    heads = size.hidden // width if size.hidden % width == 0 else 1
+    width = near.hidden / near.heads
+    possible = [heads for heads in range(1, size.hidden + 1) if size.hidden % heads == 0]
+    heads = min(possible, key=lambda heads: abs(math.log(size.hidden / heads / width)))
     return Size(size.layers, size.hidden, round(near.ffn / near.hidden * size.hidden), heads)
 
 

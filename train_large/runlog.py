@@ -15,6 +15,7 @@ from train_large.errors import UserError
 
 NAME = "run.jsonl"
 KINDS = ("start", "train", "valid", "checkpoint", "stop", "resume")
+FORMAT = 1  # said at every start; a log without it is of this one
 UNFINISHED = ("SIGTERM", "interrupted", "failed")  # reasons of a stop that is not the run's end
 COUNTERS = ("updates", "train_seconds", "wall_seconds", "tokens", "flops")
 
@@ -28,6 +29,8 @@ def append(path, kind, counters, **fields):
         raise ValueError(f"kind {kind!r} is none of {KINDS}")
     line = {"kind": kind}
     line.update((name, counters[name]) for name in COUNTERS)
+    if kind in ("start", "resume"):
+        line["format"] = FORMAT
     line.update(fields)
     data = (json.dumps(line, allow_nan=False, default=float) + "\n").encode()
     try:
@@ -107,8 +110,22 @@ def read_all(path):
             raise UserError(
                 f"{path}, line {number}: not a line of a run log; it should have kind, {', '.join(COUNTERS)}."
             )
+        if line.get("format", FORMAT) != FORMAT:
+            raise UserError(
+                f"{path}, line {number}: a run log of format {line['format']}, and this version reads format {FORMAT}; "
+                "read it with the version that wrote it."
+            )
+        wrong = [name for name in COUNTERS if not _is_count(line[name])]
+        if wrong:
+            raise UserError(
+                f"{path}, line {number}: {wrong[0]} is {line[wrong[0]]!r}, not a number from 0 on; the log is damaged."
+            )
         lines.append(line)
     return lines
+
+
+def _is_count(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 def _ends_with_newline(path):

@@ -57,6 +57,7 @@ class Budgeted:
         kind = LazyRun if root is not None and root.common.tpu else BudgetedRun
         criterion.run = budgeted_run.current = kind(cfg, cls.loss_name)
         criterion.run.vocabulary = len(task.source_dictionary)
+        criterion.run.task = task
         return criterion
 
     @abstractmethod

@@ -11,6 +11,7 @@ import pytest
 from pilot_logs import (
     LENGTH,
     SIZES,
+    TRUTH,
     VOCABULARY,
     Truth,
     parameters,
@@ -165,12 +166,41 @@ def test_twice_the_same(tmp_path):
         ({"vocabulary": 2000}, "vocabulary"),
         ({"vocabulary": None}, "vocabulary"),
         ({"length": 128}, "sequence length"),
+        ({"masked": 0.4}, "share of masked tokens"),
+        ({"train_tokens": 999}, "number of training tokens"),
     ],
 )
 def test_logs_of_different_kinds(tmp_path, facts, what):
-    logs = [write_log(tmp_path / "a", SIZES[0], Truth()), write_log(tmp_path / "b", SIZES[1], Truth(), **facts)]
+    told = {"masked": 0.15, "train_tokens": 99_900}
+    logs = [
+        write_log(tmp_path / "a", SIZES[0], Truth(), **told),
+        write_log(tmp_path / "b", SIZES[1], Truth(), **{**told, **facts}),
+    ]
     with pytest.raises(UserError, match=f"differ in their {what}.*plan from one of the two"):
         read_pilots(logs)
+
+
+def test_a_log_that_does_not_tell_its_text_compares_with_any(tmp_path):
+    logs = [
+        write_log(tmp_path / "a", SIZES[0], Truth()),
+        write_log(tmp_path / "b", SIZES[1], Truth(), masked=0.4, train_tokens=999),
+    ]
+    assert [pilot.train_tokens for pilot in read_pilots(logs)] == [None, 999]
+
+
+def test_of_several_rates_of_a_size_the_best_counts(tmp_path, caplog):
+    logs = [
+        *write_logs(tmp_path, TRUTH, SIZES[:2]),
+        write_log(tmp_path / "again", SIZES[0], TRUTH, seed=1),  # another seed is no other rate
+        write_log(tmp_path / "worse", SIZES[0], replace(TRUTH, floor=2.5), learning_rate=0.01, budget=300.0),
+    ]
+    caplog.set_level("INFO")
+    kept = read_pilots(logs)
+    assert [pilot.path.parent.name for pilot in kept] == ["2l_32h", "again", "2l_64h"]
+    [told] = caplog.messages
+    assert "worse/run.jsonl is left out: after 150 s its 512 tokens an update at a rate of 0.01" in told
+    better = [*logs[:3], write_log(tmp_path / "better", SIZES[0], replace(TRUTH, floor=1.0), learning_rate=0.01)]
+    assert [pilot.path.parent.name for pilot in read_pilots(better)] == ["better", "2l_64h"]
 
 
 @pytest.mark.parametrize("loss", [None, 900.0])

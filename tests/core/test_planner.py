@@ -99,6 +99,17 @@ def test_sizes_that_are_asked_for(logs):
     assert option.interval[0] < TRUTH.at(Size(3, 96, heads=6), 450) < option.interval[1]
 
 
+def test_heads_are_as_wide_as_the_pilots_or_nearly(logs):
+    def heads(hidden):
+        return next(
+            o.heads for o in plan(logs, 450, candidates=[Size(3, hidden, heads=1)]).options if o.hidden == hidden
+        )
+
+    assert heads(96) == 6
+    assert heads(100) == 5  # of 20, for 16 is none
+    assert "heads, feed-forward layers of" in describe(plan(logs, 450))
+
+
 def test_what_cannot_be_told_apart_lies_within_the_interval_and_fits(logs):
     free, limited = plan(logs, 450), plan(logs, 450, 60_000)
     assert limited.pick.size == "2l_32h"

@@ -98,6 +98,24 @@ def test_not_a_log(tmp_path):
         runlog.read(other)
 
 
+def test_a_log_of_a_later_format_is_refused(tmp_path):
+    path = tmp_path / runlog.NAME
+    runlog.append(path, "start", counters(0))
+    assert runlog.read(path)[0]["format"] == runlog.FORMAT
+    runlog.append(path, "resume", counters(0), format=runlog.FORMAT + 1)
+    with pytest.raises(UserError, match=r"run\.jsonl, line 2: a run log of format 2, and this version reads format 1"):
+        runlog.read(path)
+
+
+@pytest.mark.parametrize("value", [None, "512", -1, True, float("inf")])
+@pytest.mark.parametrize("name", runlog.COUNTERS)
+def test_a_count_that_is_none_is_told(tmp_path, name, value):
+    path = tmp_path / runlog.NAME
+    path.write_text(json.dumps({"kind": "start", **counters(0), name: value}) + "\n")
+    with pytest.raises(UserError, match=rf"run\.jsonl, line 1: {name} is .*; the log is damaged"):
+        runlog.read(path)
+
+
 def test_a_full_disk_is_one_sentence():
     with pytest.raises(UserError, match=r"^/dev/full: the run log could not be written \(No space left on device\)"):
         runlog.append("/dev/full", "start", counters(0))

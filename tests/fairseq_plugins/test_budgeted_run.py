@@ -375,6 +375,13 @@ def test_flops_are_those_of_the_batches(text, tmp_path, clock):
     assert lines[-1]["flops"] == pytest.approx(3 * one)
 
 
+def test_the_log_tells_the_text_and_the_masks(text, tmp_path, clock):
+    lines = run(text, *MLM, "--budget", "1s", "--mask-prob", "0.25", save_dir=tmp_path)
+    assert lines[0]["masked"] == 0.25
+    whole = run(text, *MLM, "--max-epoch", "1", "--budget", "900s", save_dir=tmp_path / "whole")
+    assert lines[0]["train_tokens"] == whole[-1]["tokens"]
+
+
 def test_the_log_of_a_shrunk_model_is_of_its_own_layers(text, tmp_path, clock):
     shape = "--encoder-layers 2 --layer-heads 2,1 --layer-ffn 64,7"
     lines = run(text, *MLM, *shape.split(), "--budget", "2s", save_dir=tmp_path)

@@ -12,7 +12,7 @@ import numpy as np
 from train_large import pilot_runs, scaling
 from train_large.errors import UserError
 from train_large.hold_out import HoldOut
-from train_large.planner import QUANTILES, Compression, Interval, Option, Plan, considered
+from train_large.planner import QUANTILES, Compression, Interval, Option, Plan, considered, drawn
 from train_large.report.units import format_bytes, format_count, format_perplexity, format_seconds, seconds_unit
 from train_large.sizes import Size
 
@@ -24,7 +24,8 @@ def describe(plan: Plan) -> str:
     pick = plan.pick
     rate = f" at a peak rate of {pick.learning_rate:g}" if pick.learning_rate is not None else ""
     lines = [
-        f"Train {pick.size} ({format_count(pick.parameters)} parameters) for the whole "
+        f"Train {pick.size} ({format_count(pick.parameters)} parameters, {pick.heads} "
+        f"{'head' if pick.heads == 1 else 'heads'}, feed-forward layers of {pick.ffn:,}) for the whole "
         f"{format_seconds(plan.budget_seconds)}: about {pick.updates:,} updates of {_batch(pick)}{rate}.",
         f"Expected perplexity {format_perplexity(pick.perplexity)}, 90% interval {_range(pick.interval)}.",
     ]
@@ -140,7 +141,8 @@ def draw(
             own = [pilot for pilot in pilots if pilot.size == size]
             parameters = pilot_runs.parameters_like(pilots[0], size)
             tokens = times / pilot_runs.seconds_per_token(size, pilots)
-            low, middle, high = np.exp(np.quantile(law.losses(size, parameters, tokens), QUANTILES, axis=0))
+            losses = np.stack([drawn(law, size, parameters, each, pilots) for each in tokens])
+            low, middle, high = np.exp(np.quantile(losses, QUANTILES, axis=1))
             axis.plot(times / length, middle, color=colour, linestyle="-" if own else "--", label=size.name)
             axis.fill_between(times / length, low, high, color=colour, alpha=0.12, linewidth=0)
             for pilot in own:
