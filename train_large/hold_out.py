@@ -51,8 +51,9 @@ def hold_out(logs: Sequence[Path], by: str = "size", share: float = 1 / 3, draws
 
     `by` size: on the smaller half of the sizes, to predict the ends of the larger. `by` time: on every run up to
     `share` of its seconds, to predict its end; what such a run has seen is not what a pilot of that budget would have
-    seen, for its learning rate has not come down, which the law allows for. Raises UserError as `plan` does, for runs that
-    end at different times, of which none is the best, and for fewer than four sizes by size.
+    seen, for its learning rate has not come down, which the law allows for.
+    Raises UserError as `plan` does, for runs that end at different times, of which none is the best, and for fewer than
+    four sizes by size.
     """
     pilots = pilot_runs.read_pilots(logs)
     ends = {float(pilot.seconds[-1]): pilot for pilot in pilots}

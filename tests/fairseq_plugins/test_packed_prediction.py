@@ -722,6 +722,32 @@ def test_files_that_are_missing(texts: dict[str, str], tmp_path: Path, missing: 
                 list(predict_lines(path, lines))
 
 
+@pytest.mark.parametrize("lines", ["999 1\n", -1], ids=["longer", "shorter"])
+@pytest.mark.parametrize("heads", [["head"], []])
+def test_a_dictionary_of_another_model(
+    texts: dict[str, str], tmp_path: Path, heads: list[str], lines: str | int
+) -> None:
+    words = texts["dict.txt"]
+    other = words + lines if isinstance(lines, str) else "".join(words.splitlines(keepends=True)[:lines])
+    path = write(text_model(texts, heads), {**texts, "dict.txt": other}, tmp_path / "model.packed")
+    with pytest.raises(UserError, match=r"model.packed: dict.txt .* symbols, and the model has"):
+        list(predict_lines(path, ["the <mask> cat"]))
+
+
+@pytest.mark.parametrize("token", [-1, 100_000])
+def test_a_first_token_that_is_none(texts: dict[str, str], tmp_path: Path, token: int) -> None:
+    path = write(text_model(texts, ["head"]), texts, tmp_path / "model.packed", init_token=token)
+    with pytest.raises(UserError, match=f"model.packed: --init-token {token}: .* from 0 to"):
+        list(predict_lines(path, ["the cat"]))
+
+
+def test_a_model_without_positions() -> None:
+    tensors = pack(build(), 8)
+    tensors["encoder.sentence_encoder.embed_positions.weight"] = torch.zeros(2, 32)
+    with pytest.raises(UserError, match="2 positions"):
+        Model.from_tensors(tensors, checkpoint(build()), {}, FLOAT32)
+
+
 def test_auto_is_what_is_quick_for_the_width_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "supported", lambda precision: precision in (INT8, FLOAT32))
     monkeypatch.setattr(runtime, "is_quick", lambda precision, width: precision != INT8 or width >= 200)

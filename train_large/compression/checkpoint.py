@@ -208,7 +208,7 @@ def stock_form(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     for section in (model, _section(cfg, "common")):
         section["user_dir"] = None
 
-    criterion_state = checkpoint.get("criterion")
+    criterion_state, budget = checkpoint.get("criterion"), budget_of(checkpoint)
     return {
         "args": None,
         "cfg": cfg,
@@ -218,7 +218,17 @@ def stock_form(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         "task_state": task_state,
         "extra_state": _progress(checkpoint),
         **({"compression": plain(checkpoint["compression"])} if "compression" in checkpoint else {}),
+        **({"budget": budget} if budget else {}),
     }
+
+
+def budget_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """`budget` and `budget_clock` of the training, as its criterion's configuration has them, or as `stock_form` keeps
+    them beside a stock one; empty where there was none."""
+    for section in (_section(dict(checkpoint.get("cfg") or {}), "criterion"), checkpoint.get("budget")):
+        if isinstance(section, Mapping) and section.get("budget"):
+            return {name: plain(section.get(name)) for name in ("budget", "budget_clock")}
+    return {}
 
 
 def configuration(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train_large.compression.packed import Part, read_index, read_packed
+from train_large.compression.packed import Part, read_tensors
 from train_large.compression.quantization import Quantized, dequantize
 from train_large.compression.storage import RANGE_BYTES, is_buffer
 from train_large.errors import UserError
 from train_large.files import whole
+
+_AT_A_TIME = 1 << 20  # weights, as float64
 
 
 @dataclass(frozen=True)
@@ -58,32 +60,33 @@ def inspect(path: Path, original: Mapping[str, Tensor] | None = None) -> Inspect
 
     Raises UserError where the file is damaged, and where `original` has other tensors than the file.
     """
-    index, _ = read_index(path)
-    packed = read_packed(path)
+    index, tensors = read_tensors(path)
     rows, sums = [], np.zeros(4)  # of the difference, of its square, of the weights' squares, and how many
-    bounds = {entry.name: entropy_bound(packed.tensors[entry.name]) for part in index.parts for entry in part.entries}
-    taken = {name: share for part in index.parts for name, share in _shares(part, bounds).items()}
-    for entry in index.tensors:
-        tensor = packed.tensors[entry.name]
-        if entry.part is None:
+    for name, tensor in tensors:
+        if isinstance(tensor, str):  # tied to one that was there
             continue
         bits_here = tensor.coded_bits if isinstance(tensor, Quantized) else 8 * tensor.dtype.itemsize
-        parameters = 0 if is_buffer(entry.name) else entry.count  # a buffer takes bytes alone
+        count = tensor.indices.numel() if isinstance(tensor, Quantized) else tensor.numel()
+        parameters = 0 if is_buffer(name) else count  # a buffer takes bytes alone
         nonzero = _nonzero(tensor) if parameters else 0
         row = Inspected(
-            name=entry.name,
+            name=name,
             parameters=parameters,
             nonzero=nonzero,
             bits=bits_here,
             bytes_paper=-(-nonzero * bits_here // 8),
-            bytes_file=taken[entry.name],
-            bytes_bound=bounds[entry.name],
+            bytes_file=0,  # once all of its part are known
+            bytes_bound=entropy_bound(tensor),
         )
         if original is not None:
-            errors = _errors(entry.name, tensor, original, path)
+            errors = _errors(name, tensor, original, path)
             sums += errors if parameters else 0
             row = _with_errors(row, errors)
         rows.append(row)
+        del tensor
+    bounds = {row.name: row.bytes_bound for row in rows}
+    taken = {name: share for part in index.parts for name, share in _shares(part, bounds).items()}
+    rows = [replace(row, bytes_file=taken[row.name]) for row in rows]
     bits = {row.bits for row in rows if row.parameters}
     total = Inspected(
         name="total",
@@ -135,10 +138,11 @@ def entropy_bound(tensor: Quantized | Tensor) -> float:
     """
     if isinstance(tensor, Quantized):
         codes = tensor.indices if tensor.mask is None else tensor.indices[tensor.mask]
-        codes = codes >> int(tensor.trellis)
         zeros = tensor.indices.numel() - codes.numel()
-        counts = [*torch.bincount(codes.reshape(-1).int()).tolist(), zeros]
-        return entropy(np.array(counts)) / 8 + RANGE_BYTES * tensor.step.numel()
+        counts = torch.bincount(codes.reshape(-1))
+        if tensor.trellis:
+            counts = counts.new_zeros(-(-len(counts) // 2)).index_add_(0, torch.arange(len(counts)) // 2, counts)
+        return entropy(np.array([*counts.tolist(), zeros])) / 8 + RANGE_BYTES * tensor.step.numel()
     planes = tensor.contiguous().reshape(-1).view(torch.uint8).reshape(tensor.numel(), tensor.element_size()).T.numpy()
     return sum(entropy(np.bincount(plane, minlength=256)) for plane in planes) / 8
 
@@ -161,18 +165,28 @@ def _shares(part: Part, bounds: Mapping[str, float]) -> dict[str, int]:
 
 
 def _nonzero(tensor: Quantized | Tensor) -> int:
-    if isinstance(tensor, Quantized):
+    if not isinstance(tensor, Quantized):
+        return int(torch.count_nonzero(tensor))
+    if tensor.step.numel() > 1:
         return int(torch.count_nonzero(dequantize(tensor)))
-    return int(torch.count_nonzero(tensor))
+    # Of one grid: which of its few values is zero, instead of all weights.
+    codes = tensor.indices if tensor.mask is None else tensor.indices[tensor.mask]
+    if not codes.numel():
+        return 0
+    counts = torch.bincount(codes.reshape(-1))
+    each = torch.arange(len(counts)).to(tensor.indices.dtype)
+    return int(counts[dequantize(replace(tensor, indices=each, mask=None)) != 0].sum())
 
 
 def _errors(name: str, tensor: Quantized | Tensor, original: Mapping[str, Tensor], path: Path) -> np.ndarray:
     w = dequantize(tensor) if isinstance(tensor, Quantized) else tensor
     if name not in original or original[name].shape != w.shape:
         raise UserError(f"{path}: the original has no {name} of the shape {tuple(w.shape)}: give what it was made of.")
-    difference = original[name].double() - w.double()
-    squares = original[name].double().square().sum()
-    return np.array([difference.sum(), difference.square().sum(), squares, w.numel()])
+    sums = np.zeros(3)
+    for theirs, ours in zip(original[name].reshape(-1).split(_AT_A_TIME), w.reshape(-1).split(_AT_A_TIME), strict=True):
+        difference = theirs.double() - ours.double()
+        sums += [float(difference.sum()), float(difference.square().sum()), float(theirs.double().square().sum())]
+    return np.array([*sums, w.numel()])
 
 
 def _with_errors(row: Inspected, sums: np.ndarray) -> Inspected:

@@ -178,6 +178,8 @@ def build(tensors: Mapping[str, Stored], model: Mapping[str, Any]) -> Network:
     if hidden % heads:
         raise UserError(f"--encoder-embed-dim {hidden} does not divide into --encoder-attention-heads {heads}.")
     positions = parts.table(f"{ENCODER}.embed_positions.weight", hidden)
+    if positions.shape[0] <= _FIRST_POSITION:
+        raise UserError(f"the model has {positions.shape[0]} positions, of which fairseq uses none: it reads no token.")
     prefix = "classification_heads."
     names = dict.fromkeys(name.split(".")[1] for name in tensors if name.startswith(prefix))
     prenorm = bool(model.get("encoder_normalize_before"))

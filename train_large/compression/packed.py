@@ -82,6 +82,7 @@ _KIND = (
 # What reading JSON of another shape than it should have may raise.
 _WRONG = (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError)
 _MAX_INDEX = 1 << 28  # bytes of JSON
+_FEW_BYTES, _BYTES_PER_BYTE = 1 << 20, 64  # of JSON, some of it text of a BPE, for each byte of its frame
 _FEW_VALUES, _VALUES_PER_BYTE = 1 << 17, 4  # of an index: what it holds takes tens of bytes each once it is read
 # For text: some context from the byte before, none from the place within a word.
 _LZMA = {"lc": 2, "lp": 0, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 26}
@@ -275,6 +276,13 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return dequantized(_tensors(path, index, weights)), index.checkpoint
 
 
+def read_tensors(path: Path) -> tuple[Index, Iterator[tuple[str, Quantized | Tensor | str]]]:
+    """The index of a packed file, and its tensors by name, one at a time: of one that is tied to an earlier one that
+    one's name. Raises UserError as `read_packed` does, and so does reading on."""
+    index, weights = read_index(path)
+    return index, _tensors(path, index, weights)
+
+
 def _tensors(path: Path, index: Index, weights: memoryview) -> Iterator[tuple[str, Quantized | Tensor | str]]:
     """What `write_packed` was given, decoded a few parts ahead and let go one by one."""
     starts = itertools.accumulate((sum(part.blocks) for part in index.parts), initial=0)
@@ -286,13 +294,15 @@ def _tensors(path: Path, index: Index, weights: memoryview) -> Iterator[tuple[st
         if entry.part is None:
             yield entry.name, str(entry.same_as)
             continue
-        for number, (part, start) in itertools.islice(rest, max(0, entry.part + AHEAD - submitted)):
-            blocks = weights[start : start + sum(part.blocks)]
-            coming[number] = _decoding(part, blocks)
-            submitted += 1
         try:
+            for number, (part, start) in itertools.islice(rest, max(0, entry.part + AHEAD - submitted)):
+                blocks = weights[start : start + sum(part.blocks)]
+                coming[number] = _decoding(part, blocks)
+                submitted += 1
             if entry.part in coming:
                 decoded[entry.part] = coming.pop(entry.part)()
+        except MemoryError:
+            raise UserError(f"{path}: there is no memory for its weights: read it where there is more.") from None
         except ValueError as error:
             damaged = index.parts[entry.part]
             raise UserError(f"{path}: {damaged} is damaged ({error}): get the file once more.") from error
@@ -350,7 +360,7 @@ def _json_of(frame: bytes, metadata: Mapping[str, str]) -> Any:
     """The index, out of its frame. Raises ValueError where there is none."""
     if _hex(zlib.crc32(frame)) != metadata.get("crc32"):
         raise ValueError("its index is damaged")
-    text = unlzma(frame, min(_MAX_INDEX, 2000 * len(frame)), _LZMA["dict_size"])
+    text = unlzma(frame, min(_MAX_INDEX, _FEW_BYTES + _BYTES_PER_BYTE * len(frame)), _LZMA["dict_size"])
     if sum(map(text.count, (b",", b"[", b"{"))) > _FEW_VALUES + _VALUES_PER_BYTE * len(frame):
         raise ValueError(f"its index has more values than {len(frame)} bytes should")
     return json.loads(text, parse_constant=_refuse_constant)
@@ -365,6 +375,7 @@ def _index(value: Any, metadata: Mapping[str, str], weights: memoryview, path: P
         raise ValueError("its index has other parts than it should")
     if not isinstance(value["checkpoint"], dict):
         raise ValueError("its index has no configuration")
+    _check_checkpoint(value["checkpoint"])
     if not isinstance(value["parts"], list):
         raise ValueError("its index has no list of parts")
     if metadata != _metadata(value["checkpoint"], int(metadata["crc32"], 16), _version(value["parts"])):
@@ -401,6 +412,30 @@ def _index(value: Any, metadata: Mapping[str, str], weights: memoryview, path: P
         raise ValueError(f"it has {len(weights)} bytes of weights, and its index {end}")
     beside = path.stat().st_size - end
     return Index(value["checkpoint"], tuple(entries.values()), tuple(parts), files, beside), weights
+
+
+def _check_checkpoint(checkpoint: Mapping[str, Any]) -> None:
+    """Raise ValueError where what is read of a checkpoint is of other kinds than in those that are packed."""
+
+    def check(section: Any, name: str, *kinds: type) -> None:
+        if section is not None and type(section) not in kinds:
+            raise ValueError(f"its index has a {type(section).__name__} for {name}")
+
+    for name, kind in (("cfg", dict), ("extra_state", dict), ("optimizer_history", list), ("compression", list)):
+        check(checkpoint.get(name), name, kind)
+    for name, section in (checkpoint.get("cfg") or {}).items():
+        if name in ("common", "model", "task", "criterion", "lr_scheduler", "checkpoint"):
+            check(section, name, dict)
+    for name in ("init_token", "separator_token"):
+        check(((checkpoint.get("cfg") or {}).get("task") or {}).get(name), name, int)
+    for record in checkpoint.get("compression") or []:
+        check(record, "a record of a conversion", dict)
+    check((checkpoint.get("extra_state") or {}).get("previous_training_time"), "previous_training_time", int, float)
+    for entry in checkpoint.get("optimizer_history") or []:
+        check(entry, "an entry of optimizer_history", dict)
+        check((entry or {}).get("num_updates"), "num_updates", int)
+        check((entry or {}).get("criterion_name"), "criterion_name", str)
+        check((entry or {}).get("lr_scheduler_state"), "lr_scheduler_state", dict)
 
 
 def _entry(one: Any, before: Mapping[str, Entry]) -> Entry:
@@ -454,7 +489,8 @@ def _part(one: Any, entries: tuple[Entry, ...]) -> tuple[Part, int]:
     chunks = -(-part.count // CHUNK)
     if len(blocks) != (part.bits is not None) + chunks * (len(part.widths) + mask):
         raise UserError(f"{part} has {len(blocks)} blocks, which do not fit its shape: the index is damaged.")
-    if part.count > SYMBOLS_PER_BYTE * sum(blocks):
+    symbols = part.count * (1 if mask else len(part.widths))  # what a mask leaves out is in no other block
+    if symbols > SYMBOLS_PER_BYTE * sum(blocks):
         raise UserError(f"{part} has more weights than {sum(blocks)} bytes can hold: the index is damaged.")
     return part, crc32
 

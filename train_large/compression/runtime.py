@@ -187,7 +187,16 @@ class Model:
 
     def check_files(self) -> None:
         """Raise UserError unless the file has what reading text and naming classes needs."""
-        _ = self._vocabulary
+        symbols, rows = len(self._vocabulary.symbols), self.network.tokens.shape[0]
+        if symbols != rows:
+            raise UserError(
+                f"{vocabulary.DICTIONARY} and what fairseq adds are {symbols} symbols, and the model has {rows}: pack "
+                "it again with its own dictionary."
+            )
+        for name in ("init_token", "separator_token"):
+            token = self.task.get(name)
+            if self.head is not None and token is not None and not 0 <= int(token) < rows:
+                raise UserError(f"--{name.replace('_', '-')} {token}: the model has symbols from 0 to {rows - 1}.")
         if self.head is not None and not self.regression:
             _ = self._labels
 

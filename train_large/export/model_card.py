@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from train_large.compression.checkpoint import budget_of
 from train_large.compression.pruning import prunable, sparsity_of
 from train_large.compression.storage import tied_to
 from train_large.export.roberta import RESERVED_POSITIONS, Exported
@@ -108,13 +109,14 @@ def _model(exported: Exported, file_bytes: int, labels: Sequence[str] | None) ->
 
 def _training(checkpoint: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[tuple[str, str]]:
     model, task, criterion = (_section(cfg, name) for name in ("model", "task", "criterion"))
+    budget = budget_of(checkpoint)
     rows = [
         ("architecture", model.get("arch")),
         ("task", task.get("_name")),
         ("criterion", criterion.get("_name")),
         ("layers shared", None if model.get("share_layers") == "none" else model.get("share_layers")),
-        ("budget", criterion.get("budget")),
-        ("budget's clock", criterion.get("budget_clock") if criterion.get("budget") else None),
+        ("budget", budget.get("budget")),
+        ("budget's clock", budget.get("budget_clock")),
     ]
     updates = [
         f"{entry['num_updates']:,} ({entry['criterion_name']})"

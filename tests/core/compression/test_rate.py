@@ -206,6 +206,12 @@ def test_half_precision_and_the_input_stays():
     assert torch.equal(w, before)
 
 
+def test_a_shortened_step_does_not_make_indices_wrap():
+    """A step of few digits is up to 0.4 % smaller, and the indices are as many more."""
+    with pytest.raises(UserError, match="more than 15 bits"):
+        quantize_to_step(torch.tensor([0, 16412.13, 50.19]), 0.5019)
+
+
 def test_steps_that_cannot_be():
     with pytest.raises(UserError, match="15 bits"):
         quantize_to_step(torch.tensor([-1.0, 1.0]), 1e-5)

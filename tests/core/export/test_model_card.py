@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from train_large.compression.checkpoint import stock_form
 from train_large.export.huggingface import export_hf
 
 HEADS = {"sentence_classification_head": 2}
@@ -51,6 +52,14 @@ def test_training_is_what_the_checkpoint_says(build, card):
     assert rows["updates, one run after the other"] == "1,234 (MaskedLmLoss)"
     assert rows["time by fairseq's clock, all runs"] == "61 s"
     assert rows["loss (base 2) on the validation set"] == "3.25"  # this checkpoint's, not the run's best
+
+
+def test_the_budget_outlives_conversions(build, card):
+    checkpoint = build("prenorm_roberta")[1]
+    checkpoint["cfg"]["criterion"] = {"_name": "budgeted_masked_lm", "budget": "90s", "budget_clock": "wall"}
+    rows = card(stock_form(stock_form(checkpoint)))
+    assert rows["criterion"] == "masked_lm"
+    assert (rows["budget"], rows["budget's clock"]) == ("90s", "wall")
 
 
 def test_what_is_not_known_is_left_out(build, card):
