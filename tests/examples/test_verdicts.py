@@ -262,7 +262,10 @@ def test_gains_with_little_data_are_paired_by_size(tmp_path):
     assert list(verdicts.small_data(tmp_path)) == []
     rows += [replace(p, data=1.0) for p in power("2l_64h", 1, 4.0)]
     measurements.write(rows, tmp_path / "dataset_size")
-    assert [comparison.what[:22] for comparison in verdicts.small_data(tmp_path)] == ["gain of 2l_64h over 2l"]
+    assert [comparison.what[:22] for comparison in verdicts.small_data(tmp_path)] == [
+        "gain of 2l_64h over 2l",
+        "perplexity of 2l_64h /",
+    ]
 
 
 def test_a_size_beside_which_nothing_fits_at_one_of_the_seeds_is_not_told(tmp_path):

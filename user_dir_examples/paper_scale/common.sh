@@ -209,8 +209,8 @@ pretrain() {
     fi
     # Sequences of exactly 128 tokens, as the paper's batch and clock count them; base.yaml has complete sentences of up
     # to 512, and cutting at sentences would leave an update with fewer than 8,192 x 128 tokens.
-    # The paper gives no warm-up: Liu et al. have 30,000 of 500,000 updates, 0.06, and base.yaml 10,000 of 125,000.
-    # Their linear decay ends with the budget here. Points on the curve, every 4,096,000 sequences: our choice.
+    # The paper gives no warm-up: Liu et al. have 30,000 of 500,000 updates, 0.06 (of the large model), and base.yaml
+    # 10,000 of 125,000. Their linear decay ends with the budget here. Points on the curve, every 4,096,000 sequences: our choice.
     once "$(pretrained "$@")" run fairseq-train "$data" --user-dir fairseq_plugins --save-dir "$(pretrained "$@")" \
         --task masked_lm --mask-prob 0.15 --arch "prenorm_roberta_$size" --share-layers "$share" \
         --tokens-per-sample 128 --max-positions 128 --sample-break-mode none \
