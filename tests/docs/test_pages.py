@@ -6,6 +6,7 @@ A block of shell with a title is not run.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import re
@@ -14,6 +15,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fairseq import options
@@ -200,3 +202,26 @@ def test_the_command_line_page_has_every_subcommand():
     page = (DOCS / "reference" / "cli.md").read_text()
     for command in listed:
         assert f"`train-large {command}`" in page or f"`{command}`" in page, command
+
+
+def test_the_command_line_page_has_every_flag():
+    spec = importlib.util.spec_from_file_location("flags", DOCS / "hooks" / "flags.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+
+    def page(name: str) -> str:
+        return hook.on_page_markdown("# Page\n", page=SimpleNamespace(file=SimpleNamespace(src_uri=name)))
+
+    shown = page("reference/cli.md")
+    for command, flag in (("plan", "--pilot"), ("quantize", "--target-error"), ("export-hf", "--onnx")):
+        assert flag in shown.partition(f"\n## {command}\n")[2].partition("\n## ")[0]
+    assert page("index.md") == "# Page\n"
+
+
+def test_the_reference_has_every_module_that_it_names():
+    named = re.findall(r"^::: (\S+)$", "".join(p.read_text() for p in (DOCS / "reference").glob("*.md")), re.M)
+    assert len(named) == len(set(named)) > 50
+    for module in named:
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists(), module
