@@ -189,8 +189,9 @@ def rewritten(good: Path, path: Path, change, forged: bool = True, bent=lambda w
     start = 0
     for number, part in enumerate(index["parts"] if forged else []):
         # As far as the lie lets it be told which bytes are meant.
-        if all(isinstance(length, int) for length in part.get("blocks", [])):
-            length = sum(part.get("blocks", []))
+        blocks = part.get("blocks", [])
+        if isinstance(blocks, list) and all(isinstance(length, int) for length in blocks):
+            length = sum(blocks)
             shapes = [one[:2] for one in index["tensors"] if one[2:] == [number]]
             if "blocks" in part and part["crc32"] != 1:
                 part["crc32"] = module._crc32(shapes, part, [weights[start : start + length]])
