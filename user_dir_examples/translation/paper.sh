@@ -55,6 +55,9 @@ for size in $sizes; do
         run_into "$folder/bleu.txt" "$T2T_PYTHON" -m t2t_problems.bleu --beam-size 4 --alpha 0.6 --average 1 \
             --translation "$folder"/newstest2014/test.fr* --reference "$data/$problem.test.fr"
     fi
+    # The same with its standard error, for paper_scale/claims.py.
+    [[ -e $folder/scores.json ]] || run "$T2T_PYTHON" user_dir_examples/pocket_mt/score.py \
+        "$folder"/newstest2014/test.fr* "$data/$problem.test.fr" "$folder/scores.json"
     runs+=("$folder")
 done
 report translation "${runs[@]}"
