@@ -126,6 +126,7 @@ study-publish: $(STAMP)  ## the experiments that the study has finished into doc
 		$(if $(CONFIG),--config "$(CONFIG)") $(if $(SET),--set $(SET))
 
 $(SITE_STAMP): constraints/docs.txt
+	$(call need_python311,docs)
 	rm -rf $(SITE)
 	$(PYTHON) -m venv $(SITE)
 	$(SITE)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints/docs.txt \
@@ -161,6 +162,7 @@ lint: $(STAMP)  ## ruff and mypy
 env-peers: $(PEERS_STAMP)  ## the libraries that `make bench` compares with, in .venv-peers
 
 $(PEERS_STAMP): constraints/peers.txt
+	$(call need_python311,env-peers)
 	rm -rf $(PEERS)
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) torch==2.13.0
@@ -191,5 +193,5 @@ bench: $(STAMP) $(PEERS_STAMP) $(T2T_STAMP) $(XLA_STAMP)  ## speed and size besi
 	PYTHONPATH=. $(XLA)/bin/python bench/projection.py
 	PYTHONPATH=.:user_dir_examples/pocket $(BIN)/python bench/rate.py --demo $(OUT) --model runs/downloads/minilm.safetensors
 
-clean:  ## remove the environment and what runs left
-	rm -rf $(VENV) $(T2T) $(TF1) $(XLA) $(PEERS) $(SITE) runs build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove the environments and what tools left; runs/, with what was trained, stays
+	rm -rf $(VENV) $(T2T) $(TF1) $(XLA) $(PEERS) $(SITE) build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache

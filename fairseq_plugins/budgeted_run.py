@@ -392,13 +392,13 @@ class BudgetedRun:
         given = self.section.seconds_per_update
         if given is None:
             return None
+        if self.section.budget_clock != "calibrated":
+            fail(f"--seconds-per-update {given} is for --budget-clock calibrated: add that, or leave it out.")
         try:
             return float(given)
         except ValueError:
             from train_large.step_times import seconds_per_update
 
-            if self.section.budget_clock != "calibrated":
-                return None
             if len(self.root.optimization.update_freq) > 1:
                 fail(f"--seconds-per-update {given}: a table is of one --update-freq; give the seconds as a number.")
             sequences = self.root.dataset.batch_size

@@ -163,8 +163,10 @@ class Budget:
         if clock == "calibrated" and not (
             seconds_per_update and seconds_per_update > 0 and math.isfinite(seconds_per_update)
         ):
+            told = "" if seconds_per_update is None else f", and {seconds_per_update} is none"
             raise UserError(
-                "--budget-clock calibrated needs --seconds-per-update: a number, or the table of time-steps."
+                "--budget-clock calibrated needs --seconds-per-update: a number above 0, or the table of time-steps"
+                f"{told}."
             )
         self.seconds = seconds
         self.clock = clock

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train_large import __version__
+from train_large import __version__, runlog
 from train_large.errors import UserError
+from train_large.files import keep_apart
 from train_large.machine import usable_cores
+from train_large.processes import ended_by_signals
 from train_large.sizes import HEAD_WIDTH
 
 if TYPE_CHECKING:
@@ -42,10 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("only time-steps and plan pass flags on to fairseq-train, behind --")
         options.extra = passed_on
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        status: int | None = options.run(options)
+        with ended_by_signals():  # what is half written goes
+            status: int | None = options.run(options)
         sys.stdout.flush()
     except UserError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "train_large":
+            raise
+        way_out = "run make env in a checkout, or install this package with its extras, '.[fairseq,pack,hf,report]'"
+        print(f"{program}: error: it needs {error.name}: {way_out}.", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `train-large ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -373,6 +382,7 @@ def _pack(options: argparse.Namespace) -> None:
     from train_large.compression.conversion import files_of, pack_checkpoint
     from train_large.compression.inspection import inspect
 
+    keep_apart([options.source], out=options.target)
     method = _method(options)
     files = files_of(options.source, options.data, options.bpe)
     pack_checkpoint(options.source, options.target, method, files)
@@ -394,6 +404,7 @@ def _pack(options: argparse.Namespace) -> None:
 def _unpack(options: argparse.Namespace) -> None:
     from train_large.compression.conversion import unpack_checkpoint
 
+    keep_apart([options.source], out=options.target)
     summary = unpack_checkpoint(options.source, options.target)
     print(f"{options.target}: {summary.parameters:,} parameters, {summary.nonzero:,} not zero")
 
@@ -402,6 +413,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from train_large.compression.checkpoint import read_checkpoint
     from train_large.compression.inspection import inspect, print_inspection, write_csv
 
+    keep_apart([options.file, *filter(None, [options.against])], csv=options.csv)
     original = read_checkpoint(options.against)["model"] if options.against else None
     found = inspect(options.file, original)
     print_inspection(found)
@@ -471,6 +483,8 @@ def _report(options: argparse.Namespace) -> None:
     from train_large.report.tables import print_report
     from train_large.report.units import parse_bytes
 
+    read = [path / runlog.NAME if path.is_dir() else path for path in options.runs]
+    keep_apart(read, page=options.page, csv=options.csv, weight_error_csv=options.weight_error_csv)
     limit = parse_bytes(options.memory_limit) if options.memory_limit else None
     study = load_study(options.runs)
     if not isinstance(study, Results):
@@ -490,12 +504,9 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    try:
-        from train_large import hold_out, pilots, planner
-        from train_large.report import plans
-    except ModuleNotFoundError as error:
-        raise UserError(f"plan needs {error.name}: run make env, or pip install '.[report]' in the checkout.") from None
+    from train_large import hold_out, pilots, planner
     from train_large.budget import parse_duration
+    from train_large.report import plans
     from train_large.report.units import parse_bytes
     from train_large.sizes import Size
 

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from train_large.errors import UserError
@@ -30,6 +30,7 @@ def whole(path: Path) -> Iterator[Path]:
             raise UserError(f"{path} could not be written: there is no folder {place.parent}; make it first.")
         if Path(path).exists() and not Path(path).is_file():  # not `place`: a pipe that a link leads to has no path
             raise UserError(f"{path} is a device or a pipe, whose place a file would take: give the name of a file.")
+        aside.touch()  # or a writer of its own says in its own words that it cannot
         yield aside
         with aside.open("rb+") as file:
             os.fsync(file.fileno())  # or a crash soon after may leave the new name on an empty file
@@ -44,6 +45,18 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+def keep_apart(inputs: Iterable[Path], **outputs: Path | None) -> None:
+    """Raise UserError where an output, named by its flag without the dashes (or out), is an input or another output."""
+    taken = {Path(path).resolve(): f"{path} is read" for path in inputs}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        flag = "OUT" if name == "out" else f"--{name.replace('_', '-')}"
+        if path.resolve() in taken:
+            raise UserError(f"{flag} {path}: {taken[path.resolve()]} by the same command; give another place.")
+        taken[path.resolve()] = f"{path} is written"
 
 
 def _is_full(folder: Path) -> bool:

@@ -112,4 +112,4 @@ def cgroups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
                 continue
             # In a container the path may be the host's: what is not there is passed over, and the mount itself counts.
             here = mount / path.lstrip("/")
-            yield from ((folder, version) for folder in (here, *here.parents) if folder.is_relative_to(mount))
+            yield from ((folder, version) for folder in (here, *here.parents) if mount in (folder, *folder.parents))

@@ -222,3 +222,51 @@ def test_what_cannot_be_printed_is_said():
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr == "train-large sizes: error: what it prints: No space left on device\n"
+
+
+def test_no_input_is_replaced(tmp_path, capsys):
+    model, log = tmp_path / "m.safetensors", tmp_path / "run" / "run.jsonl"
+    log.parent.mkdir()
+    for path in (model, log):
+        path.write_text("as it was")
+    for words in (
+        ["inspect", model, "--csv", model],
+        ["pack", model, model, "--bits", "8"],
+        ["unpack", model, model],
+        ["report", log.parent, "--csv", log],
+        ["report", log.parent, "--page", log],
+    ):
+        assert cli.main([*map(str, words)]) == 2
+        assert "is read by the same command; give another place" in capsys.readouterr().err
+    assert [path.read_text() for path in (model, log)] == ["as it was"] * 2
+
+
+def test_a_package_that_is_missing_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "train_large.compression.runtime", None)
+    with pytest.raises(ModuleNotFoundError):  # ours: the installation is broken, and not for want of an extra
+        cli.main(["predict", "model"])
+    monkeypatch.undo()
+    monkeypatch.setattr(cli, "_predict", lambda options: __import__("nothing_of_this_name"))
+    assert cli.main(["predict", "model"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("train-large predict: error: it needs nothing_of_this_name: run make env")
+    assert told.count("\n") == 1
+
+
+def test_sigterm_leaves_no_half_of_a_file(tmp_path):
+    code = f"""
+import os, signal
+from train_large import cli
+from train_large.files import whole
+def half(options):
+    with whole({str(tmp_path / "out")!r}) as aside:
+        aside.write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        import time
+        time.sleep(60)
+cli._doctor = half
+raise SystemExit(cli.main(["doctor"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "train-large doctor: interrupted\n")
+    assert list(tmp_path.iterdir()) == []

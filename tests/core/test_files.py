@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from train_large.errors import UserError
-from train_large.files import alone, remove, whole, write_text
+from train_large.files import alone, keep_apart, remove, whole, write_text
 
 
 def test_a_link_stays_a_link(tmp_path):
@@ -51,9 +51,10 @@ def test_torchs_word_for_a_full_disk_is_translated(tmp_path, monkeypatch):
         full()
 
 
-def test_a_file_system_without_room_for_anything_is_not_full(monkeypatch):
-    """/proc has none, and nothing that could be freed."""
-    with pytest.raises(UserError, match="its own reason"), whole("/proc/file"):
+def test_a_file_system_without_room_for_anything_is_not_full(tmp_path, monkeypatch):
+    """As /proc, which has no blocks at all."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(total=0, used=0, free=0))
+    with pytest.raises(UserError, match="its own reason"), whole(tmp_path / "file"):
         raise RuntimeError("its own reason")
 
 
@@ -146,3 +147,13 @@ def test_a_folder_without_locks_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(UserError, match="has no locks"), alone(tmp_path, "demo", "--out"):
         pass
+
+
+def test_an_output_is_no_input_and_no_other_output(tmp_path):
+    model, log = tmp_path / "model", tmp_path / "log"
+    (tmp_path / "link").symlink_to(model)
+    keep_apart([model, log], out=tmp_path / "new", csv=None, page=tmp_path / "page")
+    with pytest.raises(UserError, match=f"^OUT {tmp_path}/link: {model} is read by the same command"):
+        keep_apart([model], out=tmp_path / "link")
+    with pytest.raises(UserError, match=f"^--weight-error-csv {tmp_path}/a: .* is written by the same command"):
+        keep_apart([model], csv=tmp_path / "a", weight_error_csv=tmp_path / "a")

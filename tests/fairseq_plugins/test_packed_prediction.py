@@ -626,6 +626,8 @@ def test_a_label_behind_a_sentence_is_noticed(
     runtime._tell_of_labels.cache_clear()
     assert pairs[1:] == list(predict_lines(path, ["so bad\tnot very good"]))
     assert not capsys.readouterr().err
+    list(predict_lines(path, ["the cat\tso bad\tgood"]))
+    assert "cut -f 1,2" in capsys.readouterr().err
 
 
 def test_lines_of_text(texts: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

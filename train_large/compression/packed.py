@@ -34,6 +34,7 @@ bits; codes wider than that have a block for their leading 8 bits and one for th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import lzma
@@ -345,6 +346,9 @@ def read_index(path: Path) -> tuple[Index, memoryview]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (OSError, EOFError, safetensors.SafetensorError, *_WRONG) as error:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                raise UserError(f"{path} looks like a checkpoint of fairseq: pack it first.") from None
         raise UserError(f"{path} cannot be read ({error}): give {WANTED}, whole.") from error
 
 

@@ -141,7 +141,7 @@ class Model:
             return []
         texts, labels = self._vocabulary, () if self.regression else self._labels
         parts = [[part.strip() for part in line.split("\t", 1)] for line in lines]
-        if any(pair[1:] and pair[1] in labels for pair in parts):
+        if any(pair[1:] and pair[1].rpartition("\t")[2] in labels for pair in parts):
             _tell_of_labels()
         ids = iter(texts.encode([part for pair in parts for part in pair]))
         sentences = [vocabulary.sentence([next(ids) for _ in pair], self.task) for pair in parts]
@@ -353,7 +353,8 @@ def _errors(model: Model, again: Sequence[str], count: int, shortest: int, longe
 @cache
 def _tell_of_labels() -> None:
     print(
-        "note: there are lines with a label behind a tab, which is read as a second sentence; `cut -f 1` takes it away",
+        "note: there are lines with a label behind a tab, which is read as text; `cut -f 1` takes it away, of pairs "
+        "`cut -f 1,2`",
         file=sys.stderr,
     )
 

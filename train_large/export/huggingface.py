@@ -88,7 +88,10 @@ def export_hf(
         if dictionary is None:
             if "dict.txt" not in files:
                 raise UserError(f"the dictionary of {source} is not known: give it by --dictionary")
-            dictionary = _lay_out(files, Path(own))
+            try:
+                dictionary = _lay_out(files, Path(own))
+            except OSError as error:
+                raise UserError(f"{own} could not be written ({error.strerror}): make room, or set TMPDIR.") from None
             bpe = bpe or (dictionary if "encoder.json" in files else None)
         return _export(checkpoint, source, target, dictionary, bpe, labels, head, scores or {}, onnx)
 

@@ -376,7 +376,7 @@ def load(path: Path) -> Results | TranslationResults:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read {path} ({error.strerror}): give the results.json of a finished run.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): give the results.json of a finished run.") from None
     try:
         return parse(value)

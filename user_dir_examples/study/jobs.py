@@ -55,7 +55,6 @@ _KINDS: dict[type, str] = {
     MemoryRun: "memory",
     Translation: "translate",
 }
-KINDS = tuple(_KINDS.values())
 
 
 @dataclass(frozen=True)
