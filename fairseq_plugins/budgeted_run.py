@@ -449,6 +449,8 @@ class BudgetedRun:
         """Of the training set, or of its first part where there are several; None where it does not say."""
         train = getattr(self.task, "datasets", {}).get(self.root.dataset.train_subset)
         lengths = getattr(train, "sizes", None)
+        if isinstance(lengths, (list, tuple)) and lengths:  # of what the task is given, first
+            lengths = lengths[0]
         return int(lengths.sum()) if isinstance(lengths, np.ndarray) and lengths.ndim == 1 else None
 
 

@@ -14,7 +14,6 @@ from train_large.report import results as results_module
 from train_large.report import runs as module
 from train_large.report.results import Budget, Decoding
 
-NOTHING = dict.fromkeys(runlog.COUNTERS, 0)
 
 
 def counters(updates):
