@@ -15,7 +15,6 @@ from train_large.report import runs as module
 from train_large.report.results import Budget, Decoding
 
 
-
 def counters(updates):
     return dict(zip(runlog.COUNTERS, (updates, updates / 10, updates / 5, updates * 64, updates * 1e9)))
 
