@@ -10,10 +10,11 @@ from pathlib import Path
 
 import demo
 import pytest
-from chain import Chains, alone
+from chain import Chains
 from recipe import Recipe
 
 from train_large.data.glue import TaskSummary
+from train_large.files import alone
 from train_large.report.results import load
 
 DEMO = Path(__file__).parents[2] / "user_dir_examples" / "pocket" / "demo.py"
@@ -98,7 +99,7 @@ def test_what_another_text_task_or_budget_does_anew(tmp_path, monkeypatch):
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / "prepared.json").write_text(record)
         stages = demo.chain("1l_16h", folders, recipe, budget, 3.0, tmp_path, task)
-        with alone(tmp_path) as lock:
+        with alone(tmp_path, "demo", "--out") as lock:
             Chains({"1l_16h": stages}, 1, tmp_path / "logs", lock).run(lambda: None, every=0.01)
         return told.read_text().split()
 

@@ -87,7 +87,10 @@ def test_what_is_published_is_what_make_was_told():
     settings = ["--config", '"mine.yaml"', "--set", "out=runs/mine", "seeds=[1]"]
     assert words[3:] == ["--experiment", '"depth"', *settings]
     done = subprocess.run([*command[:3], "study-times", *told], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.replace("\\\n", " ").split("step_times.py")[1].split() == settings
+    assert done.stdout.replace("\\\n", " ").split("step_times.py")[1].split() == [
+        *("--experiment", '"depth"'),
+        *settings,
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ begun anew
