@@ -709,28 +709,19 @@ def test_processes_of_torchrun_that_fairseq_takes_for_single_runs_are_refused(mo
 def test_two_workers_stop_together_and_agree_with_one(text, tmp_path):
     """Two gloo processes against one process that accumulates: the same batches in each update."""
     script = Path(__file__).with_name("two_workers.py")
-    flags = [
-        *MLM,
-        "--budget",
-        "20s",
-        "--budget-clock",
-        "calibrated",
-        "--seconds-per-update",
-        "1",
-        "--user-dir",
-        USER_DIR,
-    ]
+    common = [*MLM, "--user-dir", USER_DIR]
+    flags = [*common, "--budget", "20s", "--budget-clock", "calibrated", "--seconds-per-update", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
-    def workers(*more: str, save_dir: Path) -> list[list[float]]:
+    def workers(*flags: str, save_dir: Path) -> list[list[float]]:
         """(learning rates) of each worker, by update."""
-        arguments = [str(text), *flags, *more, "--save-dir", str(save_dir)]
+        arguments = [str(text), *flags, "--save-dir", str(save_dir)]
         command = [sys.executable, str(script), str(tmp_path), *arguments]
         done = forked.run(command, env=environment, timeout=300)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return [[float(word) for word in (tmp_path / f"rates{rank}").read_text().split()] for rank in (0, 1)]
 
-    rates = workers(save_dir=tmp_path / "two")
+    rates = workers(*flags, save_dir=tmp_path / "two")
     assert len(rates[0]) == 20
     assert rates[0] == rates[1]
     two = runlog.read(tmp_path / "two" / runlog.NAME)
@@ -743,14 +734,14 @@ def test_two_workers_stop_together_and_agree_with_one(text, tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
     # On the clock of the first worker, too: neither waits for the other for ever, and both had the same rates.
-    rates = workers("--budget-clock", "train", "--budget", "3s", save_dir=tmp_path / "timed")
+    rates = workers(*common, "--budget", "3s", save_dir=tmp_path / "timed")
     assert rates[0] == rates[1]
     timed = runlog.read(tmp_path / "timed" / runlog.NAME)
     assert timed[-1]["reason"] == "budget"
     assert timed[-1]["updates"] == len(rates[0])
 
     # Taken up again, by both.
-    more = workers("--budget-clock", "train", "--budget", "5s", save_dir=tmp_path / "timed")
+    more = workers(*common, "--budget", "5s", save_dir=tmp_path / "timed")
     assert more[0] == more[1]
     timed = runlog.read(tmp_path / "timed" / runlog.NAME)
     assert of_kind(timed, "resume")[0]["updates"] == len(rates[0])
