@@ -175,7 +175,7 @@ def _nonzero(tensor: Quantized | Tensor) -> int:
         return 0
     counts = torch.bincount(codes.reshape(-1))
     each = torch.arange(len(counts)).to(tensor.indices.dtype)
-    return int(counts[dequantize(replace(tensor, indices=each, mask=None)) != 0].sum())
+    return int(counts[dequantize(replace(tensor, indices=each, mask=None, granularity="tensor")) != 0].sum())
 
 
 def _errors(name: str, tensor: Quantized | Tensor, original: Mapping[str, Tensor], path: Path) -> np.ndarray:

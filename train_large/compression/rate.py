@@ -94,9 +94,8 @@ def quantize_to_step(w: Tensor, step: float) -> Quantized:
         norm += float(np.square(n, dtype=np.float64).sum())
     best = _fitted(inner, norm, grid, digits)
     lowest, highest = min(ends, default=0), max(ends, default=0)
-    if (
-        highest - lowest >= 2**MAX_BITS or not -(2**15) <= lowest <= highest < 2**15
-    ):  # by the shortened step, a bit finer
+    # The shortened step is a bit finer, so there can be more than were foreseen, and more than int16 holds.
+    if highest - lowest >= 2**MAX_BITS or not -(2**15) <= lowest <= highest < 2**15:
         raise UserError(
             f"steps of {grid:g} from {low:g} to {high:g}, zero among them, make indices of more than {MAX_BITS} bits: "
             "give a larger step."

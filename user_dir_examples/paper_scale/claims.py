@@ -83,10 +83,7 @@ class Run:
         return [name for name, is_in in found.items() if is_in]
 
     def seconds(self, line: dict[str, Any]) -> float:
-        seconds = seconds_used(runlog.facts(self.lines), line)
-        if seconds is None:
-            raise UserError(f"{self.folder / runlog.NAME}: it does not say what an update counts.")
-        return round(seconds, 6)
+        return _seconds(self.folder, runlog.facts(self.lines), line)
 
     def validations(self) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["kind"] == "valid" and line["subset"] == "valid"]

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
             try:
                 gather.gather(settings, [name], out / "results")
             except UserError:  # with these settings it cannot be
-                measurements.write([], out / "results" / name)
+                shutil.rmtree(out / "results" / name)
     for name, paths in missing.items():
         print(f"{name}: {len(paths)} jobs are not done, such as {paths[0]}", file=sys.stderr)
     study_report.write(out / "results", out / "report")
