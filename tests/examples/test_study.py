@@ -468,7 +468,7 @@ def test_where_only_the_study_was_killed_there_is_no_second_one(own, training):
     process, (snakemake, *_) = training
     process.kill()
     process.wait()
-    assert "a study is going on" in study(own, "--experiment", "depth", status=2)
+    assert "a study, or what is left of a killed one, is at work" in study(own, "--experiment", "depth", status=2)
     os.killpg(snakemake.pid, signal.SIGINT)
     snakemake.wait(600)
     assert "a study" not in study(own, "--experiment", "depth", "--report-only")
