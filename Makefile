@@ -189,6 +189,7 @@ bench: $(STAMP) $(PEERS_STAMP) $(T2T_STAMP) $(XLA_STAMP)  ## speed and size besi
 	PYTHONPATH=. $(BIN)/python bench/training_layer.py
 	$(BIN)/python user_dir_examples/study/study.py --experiment depth,width --set budget=100s out=runs/pilots
 	PYTHONPATH=.:user_dir_examples/study $(BIN)/python bench/planning.py runs/pilots
+	PYTHONPATH=. $(BIN)/python bench/planning_speed.py
 	PYTHONPATH=. $(T2T)/bin/python bench/translation_step.py
 	PYTHONPATH=. $(XLA)/bin/python bench/projection.py
 	PYTHONPATH=.:user_dir_examples/pocket $(BIN)/python bench/rate.py --demo $(OUT) --model runs/downloads/minilm.safetensors

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train_large import pilot_runs, scaling
+from train_large import pilot_runs, scaling, speed
 from train_large.errors import UserError
 from train_large.planner import CAUTION, QUANTILES, Interval, drawn
 from train_large.report.units import format_seconds
@@ -87,7 +87,7 @@ def hold_out(logs: Sequence[Path], by: str = "size", share: float = 1 / 3, draws
     predicted: dict[str, list[float]] = {}
     measured: dict[str, list[float]] = {}
     for pilot in pilots:
-        tokens = float(pilot.seconds[-1]) / pilot_runs.seconds_per_token(pilot.size, known)
+        tokens = float(pilot.seconds[-1]) / speed.seconds_per_token(pilot.size, known)
         losses = drawn(law, pilot.size, pilot.parameters, tokens, known)
         low, middle, high = np.exp(np.quantile(losses, QUANTILES))
         truth = math.exp(float(pilot.losses[-1]))

@@ -1,4 +1,4 @@
-"""Pilots as the planner sees them: run logs of short runs, and how large and how fast other sizes are by them.
+"""Pilots as the planner sees them: run logs of short runs, and how large other sizes are by them.
 
 What a validation tells is learned tokens T and the rate r that are in train_large.scaling.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from train_large import flops, runlog, sizes
+from train_large import runlog, sizes
 from train_large.budget import seconds_used
 from train_large.errors import UserError
 from train_large.sizes import Size
@@ -221,7 +221,7 @@ def _read_one(path: Path) -> Pilot:
     return Pilot(
         path=path,
         size=size,
-        arch="prenorm_roberta" if _is_encoder(arch) else arch,
+        arch="prenorm_roberta" if is_encoder(arch) else arch,
         problem=facts.get("problem"),
         dictionary=facts.get("dictionary"),
         share=share,
@@ -293,10 +293,11 @@ def _learned(
     return np.maximum(learned, 1.0), left, float(peak)
 
 
-# ------------------------------------------------------------------------------------------------ sizes and speed
+# ------------------------------------------------------------------------------------------------ sizes
 
 
-def _is_encoder(arch: str) -> bool:
+def is_encoder(arch: str) -> bool:
+    """Whether it is a masked LM, whose size tells all of its FLOPs."""
     return "roberta" in arch
 
 
@@ -306,42 +307,8 @@ def parameters_like(pilot: Pilot, size: Size) -> int:
 
 
 def _parameters(arch: str, size: Size, vocabulary: int, embedding_norm: bool, share: str) -> int:
-    if _is_encoder(arch):
+    if is_encoder(arch):
         return sizes.parameters_without_embeddings(size, vocabulary, embedding_norm, share)
     if arch.startswith("transformer_budgeted"):
         return sizes.tensor2tensor_parameters(size, 0)
     return sizes.translation_parameters(size, 0)
-
-
-def flops_per_token(size: Size, pilots: Sequence[Pilot]) -> float:
-    """By Clark et al.'s rules where vocabulary and length are known, else by a power law between the pilots."""
-    first = pilots[0]
-    if first.vocabulary and first.length and _is_encoder(first.arch):
-        return flops.train_flops(size, first.vocabulary, first.length, 1) / first.length
-    of_size = {float(p.parameters): p.flops_per_token for p in pilots}
-    return _between(parameters_like(first, size), of_size)
-
-
-def seconds_per_token(size: Size, pilots: Sequence[Pilot]) -> float:
-    """As its pilot's log measured it (the mean of several), else by a power law in the FLOPs per token."""
-    own = [p.seconds_per_token for p in pilots if p.size == size]
-    if own:
-        return math.exp(float(np.mean(np.log(own))))
-    grouped: dict[float, list[float]] = {}
-    for pilot in pilots:
-        grouped.setdefault(pilot.flops_per_token, []).append(math.log(pilot.seconds_per_token))
-    return _between(flops_per_token(size, pilots), {k: math.exp(float(np.mean(v))) for k, v in grouped.items()})
-
-
-def _between(x: float, known: dict[float, float]) -> float:
-    """Straight lines in log-log scale; outside, the nearest one goes on, at a slope between 0.3 and 1.2."""
-    xs = np.log(sorted(known))
-    ys = np.log([known[key] for key in sorted(known)])
-    if len(xs) == 1:
-        return float(math.exp(ys[0] + math.log(x) - xs[0]))
-    at = math.log(x)
-    if xs[0] <= at <= xs[-1]:
-        return float(math.exp(np.interp(at, xs, ys)))
-    end, other = (0, 1) if at < xs[0] else (-1, -2)
-    slope = min(1.2, max(0.3, (ys[end] - ys[other]) / (xs[end] - xs[other])))
-    return float(math.exp(ys[end] + slope * (at - xs[end])))

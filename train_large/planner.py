@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train_large import pilot_runs, scaling, sizes
+from train_large import pilot_runs, scaling, sizes, speed
 from train_large.errors import UserError
 from train_large.pilot_runs import Pilot
 from train_large.report.results import Results, load
@@ -29,7 +29,6 @@ SPARSITIES = (0.0, 0.15, 0.30, 0.45, 0.60, 0.75, 0.90)  # the paper's (section 4
 UNSTUDIED_SPARSITY = 0.30  # the most that is proposed where nobody has measured what it costs
 QUANTILES = (0.05, 0.5, 0.95)
 CAUTION = 0.75  # the pick is that of the best quantile: a size of which little is known has to be better
-PILOT_SPEED_DEVIATION = 0.03  # of log seconds per token of a size that was run, from one run to the next
 NEAR = 4  # a study tells of sizes up to so many times its own
 FAR = 10  # budgets so many times the pilots' are said to be far away
 
@@ -245,8 +244,8 @@ def _option(
     first = pilots[0]
     own = [pilot for pilot in pilots if pilot.size == size]
     parameters = pilot_runs.parameters_like(first, size)
-    per_token = pilot_runs.seconds_per_token(size, pilots)
-    batch = _interpolated(parameters, {p.parameters: p.batch_tokens for p in pilots})
+    per_token = speed.seconds_per_token(size, pilots)
+    batch = speed.batch_tokens(size, pilots)
     rates = {p.parameters: p.learning_rate for p in pilots if p.learning_rate is not None}
     tokens = budget / per_token
     losses = drawn(law, size, parameters, tokens, pilots)
@@ -274,7 +273,7 @@ def _option(
         seconds_per_update=per_token * batch,
         batch_tokens=round(batch),
         length=first.length,
-        learning_rate=float(f"{_interpolated(parameters, rates):.2g}") if rates else None,
+        learning_rate=float(f"{speed.interpolated(parameters, rates):.2g}") if rates else None,
         loss=float(math.log(middle)),
         perplexity=float(middle),
         interval=(float(low), float(high)),
@@ -288,17 +287,8 @@ def _option(
 
 def drawn(law: Law, size: Size, parameters: int, tokens: float, pilots: Sequence[Pilot]) -> np.ndarray:
     """Losses of runs of about so many tokens: the speed is not certain either, less so for a size without a pilot."""
-    distance = min(abs(math.log(parameters / pilot.parameters)) for pilot in pilots)
-    logged = any(pilot.size == size for pilot in pilots)
-    deviation = PILOT_SPEED_DEVIATION if logged else PILOT_SPEED_DEVIATION + 0.15 * min(1.0, distance)
-    scale = np.exp(deviation * np.random.default_rng(1).standard_normal(len(law.draws)))
+    scale = np.exp(speed.deviation(size, pilots) * np.random.default_rng(1).standard_normal(len(law.draws)))
     return np.diagonal(law.losses(size, parameters, tokens * scale))
-
-
-def _interpolated(parameters: float, known: dict[int, float]) -> float:
-    """Between the pilots in log-log scale; beyond them as the nearest one has it."""
-    xs = sorted(known)
-    return math.exp(float(np.interp(math.log(parameters), np.log(xs), np.log([known[x] for x in xs]))))
 
 
 def _all_parameters(size: Size, pilots: Sequence[Pilot], positions: int | None) -> int:

@@ -78,7 +78,7 @@ def test_how_fast_a_held_out_size_was_does_not_show_either(four, tmp_path, monke
     slow = [*four[:2], *write_logs(tmp_path, TRUTH, (SIZES[2], BIGGER))]
     found, expected = (hold_out(logs, "size", draws=3).errors for logs in (slow, four))
     # The last validation of a slower run is a few updates nearer.
-    assert [e.predicted for e in found] == pytest.approx([e.predicted for e in expected], rel=1e-3)
+    assert [e.predicted for e in found] == pytest.approx([e.predicted for e in expected], rel=0.01)
     assert all(one.measured > other.measured for one, other in zip(found, expected, strict=True))
 
 

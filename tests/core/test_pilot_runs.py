@@ -22,8 +22,7 @@ from pilot_logs import (
 
 from train_large import runlog, sizes
 from train_large.errors import UserError
-from train_large.pilot_runs import _between, flops_per_token, parameters_like, read_pilots
-from train_large.pilot_runs import seconds_per_token as seconds_per_token_of
+from train_large.pilot_runs import parameters_like, read_pilots
 from train_large.scaling import fit
 
 
@@ -70,13 +69,6 @@ def test_layers_that_share_weights_are_counted_once(tmp_path):
             read_pilots([shared, other])
 
 
-def test_the_speed_of_other_sizes_is_between(tmp_path):
-    pilots = read_pilots(write_logs(tmp_path, Truth(), (SIZES[0], SIZES[2])))
-    assert seconds_per_token_of(SIZES[0], pilots) == pytest.approx(seconds_per_token(SIZES[0]))
-    assert seconds_per_token_of(SIZES[1], pilots) == pytest.approx(seconds_per_token(SIZES[1]), rel=0.25)
-    assert flops_per_token(SIZES[1], pilots) == pytest.approx(4e10 * (seconds_per_token(SIZES[1]) - 3e-5))
-
-
 def test_time_is_that_of_the_clock_of_the_budget(tmp_path):
     (train,) = read_pilots([write_log(tmp_path / "train", SIZES[0], Truth())])
     (wall,) = read_pilots([write_log(tmp_path / "wall", SIZES[0], Truth(), budget_clock="wall")])
@@ -95,14 +87,6 @@ def test_a_slow_start_is_not_the_speed(tmp_path):
         line["train_seconds"] += 60
     (folder / runlog.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read_pilots([folder])[0].seconds_per_token == pytest.approx(seconds_per_token(SIZES[0]))
-
-
-def test_straight_lines_in_logarithms():
-    known = {1.0: 2.0, 4.0: 8.0}
-    assert _between(2.0, known) == pytest.approx(4.0)
-    assert _between(16.0, known) == pytest.approx(32.0)
-    assert _between(9.0, {1.0: 1.0, 3.0: 1.0}) == pytest.approx(3**0.3)  # more work never comes for nothing
-    assert _between(4.0, {2.0: 3.0}) == pytest.approx(6.0)
 
 
 def test_a_torn_last_line_and_a_repeated_validation_do_not_matter(tmp_path):
@@ -137,7 +121,6 @@ def test_other_architectures_count_their_own_parameters(tmp_path):
     assert pilots[0].length is None
     law = fit(pilots)
     assert math.isfinite(law.losses(SIZES[0], pilots[0].parameters, 1e7).mean())
-    assert flops_per_token(SIZES[1], pilots) == pytest.approx(pilots[1].flops_per_token)
 
 
 def test_no_log():
@@ -265,7 +248,3 @@ def test_at_a_constant_rate_all_tokens_are_learned(tmp_path):
     (folder / runlog.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (pilot,) = read_pilots([folder])
     assert pilot.learned == pytest.approx(pilot.tokens)
-
-
-def test_below_the_smallest_its_own_slope_goes_on():
-    assert _between(1.0, {2.0: 2.0, 4.0: 2.0 * 2**0.5, 8.0: 4.0 * 2**0.5}) == pytest.approx(2.0 * 2**-0.5)

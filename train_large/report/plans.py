@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train_large import pilot_runs, scaling
+from train_large import pilot_runs, scaling, speed
 from train_large.errors import UserError
 from train_large.hold_out import HoldOut
 from train_large.planner import QUANTILES, Compression, Interval, Option, Plan, considered, drawn
@@ -140,7 +140,7 @@ def draw(
         for size, (colour, _) in zip(tried, palette(len(tried))):
             own = [pilot for pilot in pilots if pilot.size == size]
             parameters = pilot_runs.parameters_like(pilots[0], size)
-            tokens = times / pilot_runs.seconds_per_token(size, pilots)
+            tokens = times / speed.seconds_per_token(size, pilots)
             losses = np.stack([drawn(law, size, parameters, each, pilots) for each in tokens])
             low, middle, high = np.exp(np.quantile(losses, QUANTILES, axis=1))
             axis.plot(times / length, middle, color=colour, linestyle="-" if own else "--", label=size.name)
