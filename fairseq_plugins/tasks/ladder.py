@@ -18,7 +18,7 @@ import os
 import random
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,6 +53,7 @@ from train_large.compression.structures import (
     spread,
     structured_sparsity_of,
 )
+from train_large.files import whole, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +264,8 @@ class Ladder(FairseqTask):
         )
         if self._is_master() and not self.root.checkpoint.no_save:
             path = self._path(f"checkpoint_sparsity_{level_name(record['sparsity'])}.pt")
-            _write(path, lambda aside: torch.save(self._checkpoint(record, update_num), aside))
+            with user_errors_end_the_run(), whole(path) as aside:
+                torch.save(self._checkpoint(record, update_num), aside)
             logger.info(f"saved {path}")
 
     def _record(self, sparsity: float, score: float, recovered: bool) -> dict[str, Any]:
@@ -288,7 +290,8 @@ class Ladder(FairseqTask):
         self.progress.seconds = 0.0
         if self._is_master():
             lines = "".join(json.dumps(line) + "\n" for line in self.progress.records)
-            _write(self._path(LOG), lambda aside: aside.write_text(lines, encoding="utf-8"))
+            with user_errors_end_the_run():
+                write_text(self._path(LOG), lines)
         return record
 
     def _count_seconds(self) -> None:
@@ -617,14 +620,3 @@ def _unchanged_random_state() -> Iterator[None]:
         yield
     random.setstate(states[0])
     np.random.set_state(states[1])
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Whole or not at all: `write` to a file beside `path`, which then takes its place."""
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        write(aside)
-        os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch's writer hides a full disk in a RuntimeError
-        aside.unlink(missing_ok=True)
-        fail(f"{path} could not be written ({error}); what was there is whole: make room and run again.")

@@ -117,6 +117,7 @@ def test_what_another_text_task_or_budget_does_anew(tmp_path, monkeypatch):
         (("--sizes", "huge"), "huge"),
         (("--sizes", " , "), "--sizes"),
         (("--text", "nowhere.txt"), "nowhere.txt"),
+        (("--jobs", "0"), "--jobs 0"),
     ],
 )
 def test_bad_flags_are_one_sentence(flags, named, tmp_path):

@@ -116,6 +116,7 @@ def test_what_is_wrong_is_told(pairs, tmp_path):
     out = ("--out", str(tmp_path / "out"))
     assert "make env-t2t" in study("--t2t", str(tmp_path / "nowhere"), *out, status=2)
     assert "'7x' is not a size" in study("--sizes", "7x", *out, status=2)
+    assert "--jobs -2 is too few" in study("--jobs", "-2", *out, status=2)
     assert "leaves no time" in study("--budget", "0", *out, status=2)
     torn = tmp_path / "torn.tsv"
     torn.write_text("one side only\n")

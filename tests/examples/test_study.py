@@ -552,6 +552,7 @@ def ended():
         (("--config", "nowhere.yaml"), [], "nowhere.yaml"),
         (("--against", "nowhere"), [], "--against nowhere"),
         (("--against", "docs/results"), [], "--against docs/results"),
+        (("--jobs", "-2"), [], "--jobs -2"),
     ],
 )
 def test_bad_flags_are_one_sentence(own, flags, changes, named):

@@ -838,18 +838,21 @@ def test_measuring_leaves_no_trace() -> None:
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(sentence: str) -> None:
-        raise SystemExit(sentence)
+    task, _ = ladder_of(tmp_path, 95)
+    begin(task.give(1.0, 0.5))
+    log = tmp_path / ladder.LOG
+    before = log.read_bytes()
+    assert before
 
-    def half(aside: Path) -> None:
-        aside.write_text("ha")
+    def half(aside: Path, lines: str, **settings: str) -> None:
+        aside.write_bytes(lines.encode()[:2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ladder, "fail", stop)
-    (tmp_path / "log").write_text("before")
-    with pytest.raises(SystemExit, match=r"log could not be written .*No space left"):
-        ladder._write(tmp_path / "log", half)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("log", "before")]
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(SystemExit, match=r"ladder\.jsonl could not be written \(No space left.*free some space"):
+        task._record(0.5, 0.9, True)
+    assert [path for path in tmp_path.iterdir() if path.name.startswith((".", "ladder"))] == [log]
+    assert log.read_bytes() == before
 
 
 def test_the_length_of_a_level_in_a_later_epoch(tmp_path):

@@ -83,6 +83,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     """The study, from the text to the page."""
     began = time.monotonic()
     seconds = parse_duration(options.budget)
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs} is too few: give 1 or more.")
     limit = parse_bytes(options.memory_limit) if options.memory_limit else None
     recipe = replace(Recipe(), sizes=split_names(options.sizes))
     for name in recipe.sizes:
@@ -94,7 +96,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         stages = {
             name: chain(name, folders, recipe, options.budget, seconds, out, task) for name in _largest_first(recipe)
         }
-        chains = Chains(stages, max(1, options.jobs), out / "logs", lock)
+        chains = Chains(stages, options.jobs, out / "logs", lock)
         console.print(
             f"{len(recipe.sizes)} sizes, {seconds:.0f} s of pretraining each, {options.jobs} at a time; "
             f"logs in {out / 'logs'}"

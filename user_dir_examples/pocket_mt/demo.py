@@ -82,6 +82,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     """The study, from the pairs to the page."""
     began = time.monotonic()
     seconds = parse_duration(options.budget)
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs} is too few: give 1 or more.")
     recipe = replace(Recipe(), sizes=split_names(options.sizes), most_words=options.words)
     for name in recipe.sizes:
         recipe.size(name)
@@ -95,7 +97,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         folders = {(name, stage): out / name / stage for name in recipe.sizes for stage in STAGES}
         largest_first = sorted(recipe.sizes, key=lambda name: -recipe.size(name).hidden * recipe.size(name).layers)
         stages = {name: chain(name, folders, recipe, seconds, python, data) for name in largest_first}
-        chains = Chains(stages, max(1, options.jobs), out / "logs", lock)
+        chains = Chains(stages, options.jobs, out / "logs", lock)
         console.print(
             f"{len(recipe.sizes)} sizes, {seconds:.0f} s of training each, {options.jobs} at a time; "
             f"logs in {out / 'logs'}"

@@ -57,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """The jobs, then the report; 1 if a job failed. Raises UserError for settings that cannot be."""
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs} is too few: give 1 or more.")
     if options.against and not measurements.experiments(options.against):
         raise UserError(
             f"--against {options.against}: no measurements are there; give the results of a study, as "
