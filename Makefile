@@ -175,6 +175,8 @@ bench: $(STAMP) $(PEERS_STAMP) $(T2T_STAMP) $(XLA_STAMP)  ## speed and size besi
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python bench/shrink.py 15
 	PYTHONPATH=. $(BIN)/python bench/latency.py --peers $(PEERS)/bin/python
 	PYTHONPATH=. $(BIN)/python bench/close_calls.py --demo $(OUT) --sentences runs/downloads/movie-reviews/reviews.tsv
+	PYTHONPATH=.:user_dir_examples/pocket $(BIN)/python bench/exported_labels.py --demo $(OUT) \
+		--sentences runs/downloads/movie-reviews/reviews.tsv
 	PYTHONPATH=. $(PEERS)/bin/python bench/coding.py
 	PYTHONPATH=. $(PEERS)/bin/python bench/file_size.py --demo $(OUT)
 	PYTHONPATH=. $(PEERS)/bin/python bench/limit.py

@@ -226,7 +226,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--budget", help="time to train, such as 8h, on the clock of the pilots' logs")
     sub.add_argument("--memory-limit", help="the memory at inference, such as 2MB: says how to compress")
     sub.add_argument("--sizes", default="", help="sizes to consider, such as 2l_64h,4l_128h; with --pilot, to run")
-    sub.add_argument("--study", type=Path, help="a results.json of the same data: what compression costs there")
+    sub.add_argument(
+        "--study",
+        type=Path,
+        help="a finished demo or study of the same data (its folder, results.json or accuracies.csv), for what "
+        "compression costs there",
+    )
     sub.add_argument("--max-positions", type=int, help="of the model to train; otherwise the pilots' sequence length")
     sub.add_argument(
         "--pilot", help="run pilots of --sizes first, for so long each, such as 5m; needs --data and --out"
@@ -504,7 +509,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from train_large import hold_out, pilots, planner
+    from train_large import hold_out, pilots, planner, studies
     from train_large.budget import parse_duration
     from train_large.report import plans
     from train_large.report.units import parse_bytes
@@ -519,7 +524,7 @@ def _plan(options: argparse.Namespace) -> None:
         plans.check_picture(options.figure)
     seconds = parse_duration(options.budget, "--budget") if options.budget else None
     limit = parse_bytes(options.memory_limit) if options.memory_limit else None
-    study = planner.read_study(options.study) if options.study else None
+    study = studies.read(options.study) if options.study else None
     if seconds is None and (options.hold_out is None or options.figure or limit):
         raise UserError("--budget: give the time there is to train, such as --budget 8h.")
     of_plan = {"--sizes": sizes and not options.pilot, "--study": study, "--max-positions": options.max_positions}

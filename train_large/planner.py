@@ -3,7 +3,7 @@
 `plan` reads the run logs of pilots, fits train_large.scaling's law, and goes through the candidates: the pilots' sizes
 and any that are asked for, or else one size beyond the largest pilot. Bytes are those of
 train_large.compression.storage, or of the files of a study where it has measured that size. What compression costs in
-quality is known only from such a study (the demo's results.json); without one, the mildest compression that fits is
+quality is known only from such a study (train_large.studies); without one, the mildest compression that fits is
 chosen and its cost said to be unknown.
 """
 
@@ -19,10 +19,10 @@ import numpy as np
 from train_large import pilot_runs, scaling, sizes, speed
 from train_large.errors import UserError
 from train_large.pilot_runs import Pilot
-from train_large.report.results import Results, load
 from train_large.report.units import format_bytes, format_seconds
 from train_large.scaling import Law
 from train_large.sizes import Size
+from train_large.studies import Study
 
 BITS = (32, 8, 6, 4)  # the paper's (section 4.2)
 SPARSITIES = (0.0, 0.15, 0.30, 0.45, 0.60, 0.75, 0.90)  # the paper's (section 4.3)
@@ -111,14 +111,14 @@ def plan(
     limit_bytes: int | None = None,
     *,
     candidates: Sequence[Size] = (),
-    study: Results | None = None,
+    study: Study | None = None,
     positions: int | None = None,
     draws: int = scaling.DRAWS,
 ) -> Plan:
     """What to train for so many seconds (on the clock of the logs) and to store in so many bytes.
 
-    `candidates` are sizes to consider beside the pilots'; without any, it is one beyond the largest. `study` is a
-    results.json with compressed models of the same data; `positions` the model's `--max-positions` (default: the
+    `candidates` are sizes to consider beside the pilots'; without any, it is one beyond the largest. `study` is one
+    of compressed models of the same data; `positions` the model's `--max-positions` (default: the
     sequence length).
     Raises UserError: no log, logs that do not compare, fewer than two sizes, a budget shorter than any pilot's first
     validation, a limit below any size.
@@ -132,7 +132,7 @@ def plan_from(
     budget_seconds: float,
     limit_bytes: int | None,
     candidates: Sequence[Size],
-    study: Results | None,
+    study: Study | None,
     positions: int | None,
     draws: int = scaling.DRAWS,
 ) -> Plan:
@@ -237,7 +237,7 @@ def _option(
     law: Law,
     budget: float,
     limit: int | None,
-    study: Results | None,
+    study: Study | None,
     positions: int | None,
     accuracy: Accuracy | None,
 ) -> Option:
@@ -310,7 +310,7 @@ def _caveats(
     options: Sequence[Option],
     budget: float,
     limit: int | None,
-    study: Results | None,
+    study: Study | None,
 ) -> list[str]:
     said = []
     waiting = sorted({pilot.size.name for pilot in scaling.sort_pilots(pilots).waiting})
@@ -360,16 +360,14 @@ def _is_compressed(compression: Compression) -> bool:
 # ------------------------------------------------------------------------------------------------ compression
 
 
-def _compressions(
-    size: Size, pilots: Sequence[Pilot], study: Results | None, positions: int | None
-) -> list[Compression]:
+def _compressions(size: Size, pilots: Sequence[Pilot], study: Study | None, positions: int | None) -> list[Compression]:
     """Every way to store `size`."""
     first, vocabulary = pilots[0], pilots[0].vocabulary or 0
     total = _all_parameters(size, pilots, positions)
     stored_shape = replace(size, layers=1) if first.share == "all" else size
     parameters = pilot_runs.parameters_like(first, size)
     model = (
-        next((m for m in study.models if (m.layers, m.hidden) == (size.layers, size.hidden)), None) if study else None
+        next((m for m in study.sizes if (m.layers, m.hidden) == (size.layers, size.hidden)), None) if study else None
     )
     found = []
     for bits in BITS:
@@ -379,7 +377,7 @@ def _compressions(
             lost = 0.0 if whole else _accuracy_lost(study, parameters, sparsity, bits)
             if lost is None and sparsity > UNSTUDIED_SPARSITY:
                 continue
-            stored = entry.stored_bytes if entry else _forecast(stored_shape, total, vocabulary, bits, sparsity)
+            stored = entry.bytes if entry else _forecast(stored_shape, total, vocabulary, bits, sparsity)
             found.append(Compression(bits, sparsity, stored, entry is not None, lost))
     return found
 
@@ -395,35 +393,27 @@ def _forecast(size: Size, parameters: int, vocabulary: int, bits: int, sparsity:
     return forecast_bytes(size, parameters, vocabulary, bits, sparsity)
 
 
-def read_study(path: Path) -> Results:
-    """The results.json of a study that has compressed its models. Raises UserError for anything else."""
-    found = load(path)
-    if not isinstance(found, Results):
-        raise UserError(f"{path} is a study of translation, which has compressed nothing: give one that has.")
-    return found
-
-
-def _check_study(study: Results | None, pilots: Sequence[Pilot]) -> None:
+def _check_study(study: Study | None, pilots: Sequence[Pilot]) -> None:
     """Raise UserError for a study of another vocabulary, where a size in both tells it."""
-    for model in study.models if study else ():
+    for model in study.sizes if study else ():
         for pilot in pilots:
             same = (model.layers, model.hidden) == (pilot.size.layers, pilot.size.hidden)
-            if same and pilot.vocabulary and model.parameters_without_embeddings != pilot.parameters:
+            if same and pilot.vocabulary and model.parameters != pilot.parameters:
                 raise UserError(
-                    f"the study's {model.name} has {model.parameters_without_embeddings:,} parameters without "
+                    f"the study's {model.name} has {model.parameters:,} parameters without "
                     f"embeddings and {pilot.path}'s {pilot.parameters:,}: they are of different vocabularies; give the "
                     "study of the same data."
                 )
 
 
-def _accuracy_lost(study: Results | None, parameters: int, sparsity: float, bits: int) -> float | None:
+def _accuracy_lost(study: Study | None, parameters: int, sparsity: float, bits: int) -> float | None:
     """Accuracy that the compression costs: between the study's sizes in the log of their parameters, beyond them as
     the nearest. None where nothing within `NEAR` times the size was measured."""
     known: dict[float, float] = {}
-    for model in study.models if study else ():
+    for model in study.sizes if study else ():
         whole, entry = model.at(0.0, 32), model.at(sparsity, bits)
-        if whole is not None and entry is not None and model.parameters_without_embeddings:
-            known[math.log(model.parameters_without_embeddings)] = max(0.0, whole.accuracy - entry.accuracy)
+        if whole is not None and entry is not None and model.parameters:
+            known[math.log(model.parameters)] = max(0.0, whole.accuracy - entry.accuracy)
     at = math.log(parameters)
     if not known or min(abs(x - at) for x in known) > math.log(NEAR):
         return None
@@ -431,17 +421,17 @@ def _accuracy_lost(study: Results | None, parameters: int, sparsity: float, bits
     return float(np.interp(at, xs, [known[x] for x in xs]))
 
 
-def _accuracy_of(study: Results | None) -> Accuracy | None:
+def _accuracy_of(study: Study | None) -> Accuracy | None:
     """Accuracy after finetuning by the loss of pretraining: a line through the study's sizes, in logits. None for
     fewer than three sizes, or where accuracy does not rise as loss falls."""
-    if study is None or len(study.models) < 3:
+    if study is None or len(study.sizes) < 3:
         return None
-    losses = np.log([model.perplexity for model in study.models])
-    shares = np.clip([model.finetuned.accuracy for model in study.models], 1e-3, 1 - 1e-3)
+    losses = np.log([model.perplexity for model in study.sizes])
+    shares = np.clip([model.accuracy for model in study.sizes], 1e-3, 1 - 1e-3)
     slope, level = np.polyfit(losses, np.log(shares / (1 - shares)), 1)
     if slope >= 0:
         return None
     fitted = 1 / (1 + np.exp(-(level + slope * losses)))
     scatter = float(np.sqrt(np.sum((fitted - shares) ** 2) / (len(shares) - 2)))
-    sampling = math.sqrt(float(np.mean(shares * (1 - shares))) / study.task.valid)
+    sampling = math.sqrt(float(np.mean(shares * (1 - shares))) / study.examples)
     return Accuracy(float(level), float(slope), 1.645 * math.hypot(scatter, sampling))

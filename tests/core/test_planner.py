@@ -11,7 +11,6 @@ import sys
 import pytest
 from pilot_logs import BIGGER, SIZES, TRUTH, VOCABULARY, Truth, parameters, write_log, write_logs
 from report.conftest import LOSS_AT_BITS, make_model
-from report.invented import make_translation_value
 
 from train_large import planner, sizes
 from train_large.errors import UserError
@@ -19,6 +18,7 @@ from train_large.planner import plan
 from train_large.report import results as report
 from train_large.report.plans import as_json, describe
 from train_large.sizes import Size
+from train_large.studies import Compressed, StudiedSize, Study
 
 
 @pytest.fixture(scope="module")
@@ -32,29 +32,15 @@ def true_best(budget, chosen=(*SIZES, BIGGER)):
 
 @pytest.fixture(scope="module")
 def study():
-    """A results.json's worth: three of the sizes, with small losses at 4 bits and large ones of pruning."""
-    models = []
+    """Three of the sizes, with small losses at 4 bits and large ones of pruning."""
+    found = []
     for size, perplexity, accuracy in zip(SIZES[:3], (60.0, 40.0, 30.0), (0.60, 0.66, 0.70), strict=True):
         total = sizes.parameters(size, VOCABULARY)
         shape = (size.name, size.layers, size.hidden, size.heads, total, parameters(size))
-        models.append(make_model(*shape, 3e-3, 5000, perplexity, accuracy, 0.5))
-    value = {
-        **{"format": 1, "title": "study", "created": "2025-01-01T00:00:00+00:00", "command": "make demo"},
-        "machine": {
-            **{"processor": "p", "cores": 2, "memory_gib": 8.0, "python": "3.11", "torch": "2", "fairseq": "0.12"}
-        },
-        "budget": {"seconds": 150.0, "clock": "train"},
-        "pretraining": {"corpus": "c", "tokens": 1000, "vocabulary": 1000, "batch_tokens": 512},
-        "task": {"name": "t", "train": 9000, "valid": 1000, "metric": "accuracy", "majority": 0.5},
-        "models": models,
-        "claims": None,
-    }
-    return report.parse(value)
-
-
-@pytest.fixture
-def translation():
-    return report.parse(make_translation_value())
+        model = report.read_record(report.Model, make_model(*shape, 3e-3, 5000, perplexity, accuracy, 0.5))
+        entries = tuple(Compressed(c.sparsity, c.bits, c.accuracy, c.stored_bytes) for c in model.compressed)
+        found.append(StudiedSize(size.name, size.layers, size.hidden, parameters(size), perplexity, accuracy, entries))
+    return Study(1000, tuple(found))
 
 
 @pytest.mark.parametrize("budget", [60, 150, 450, 1500])
@@ -155,12 +141,12 @@ def test_a_study_says_what_compression_costs(logs, study):
     limit = 80_000
     made = plan(logs, 450, limit, study=study)
     option = next(option for option in made.options if option.size == "2l_64h")
-    entries = [entry for entry in study.models[1].compressed if entry.stored_bytes <= limit]
+    entries = [entry for entry in study.sizes[1].compressed if entry.bytes <= limit]
     best = max(entries, key=lambda entry: entry.accuracy)
     assert (option.compression.bits, option.compression.sparsity) == (best.bits, best.sparsity)
     assert option.compression.measured
-    assert option.compression.bytes == best.stored_bytes
-    assert option.compression.loss == pytest.approx(study.models[1].at(0, 32).accuracy - best.accuracy)
+    assert option.compression.bytes == best.bytes
+    assert option.compression.loss == pytest.approx(study.sizes[1].at(0, 32).accuracy - best.accuracy)
     assert made.pick.accuracy is not None
     assert made.pick.accuracy_interval[0] < made.pick.accuracy < made.pick.accuracy_interval[1]
     assert "points of accuracy" in describe(made)
@@ -245,14 +231,6 @@ def test_a_limit_without_a_vocabulary(tmp_path):
     logs = write_logs(tmp_path, TRUTH, SIZES[:2], arch="transformer", vocabulary=None, length=None)
     with pytest.raises(UserError, match="not of a masked LM whose vocabulary is known"):
         plan(logs, 450, 10_000)
-
-
-def test_a_study_is_read_from_its_file(study, translation, tmp_path):
-    report.save(study, tmp_path / "results.json")
-    assert planner.read_study(tmp_path / "results.json") == study
-    report.save(translation, tmp_path / "mt.json")
-    with pytest.raises(UserError, match="mt.json is a study of translation"):
-        planner.read_study(tmp_path / "mt.json")
 
 
 def test_no_logs():
