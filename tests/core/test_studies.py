@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import shutil
 from collections import defaultdict
@@ -10,10 +11,11 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from pilot_logs import SIZES, TRUTH, write_logs
 from report.conftest import make_value
 from report.invented import make_translation_value
 
-from train_large import studies
+from train_large import cli, studies
 from train_large.errors import UserError
 from train_large.report import results
 
@@ -119,3 +121,18 @@ def test_what_is_no_study(tmp_path, lines):
     (tmp_path / "d.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"d.csv is not CSV"):
         studies.read(tmp_path / "d.csv")
+
+
+def test_a_plan_by_the_published_study(tmp_path, capsys):
+    """Its pilots' sizes and vocabulary are those of the invented logs."""
+    logs = write_logs(tmp_path, TRUTH, SIZES[:3])
+    flags = ["--budget", "450s", "--memory-limit", "80kB", "--study", str(PUBLISHED.parents[1]), "--json"]
+    assert cli.main(["plan", *map(str, logs), *flags]) == 0
+    made = json.loads(capsys.readouterr().out)
+    by_size = {size.name: size for size in studies.read(PUBLISHED).sizes}
+    option = next(option for option in made["options"] if option["size"] == "2l_64h")
+    chosen, studied = option["compression"], by_size["2l_64h"]
+    entry = studied.at(chosen["sparsity"], chosen["bits"])
+    assert chosen["bytes"] == entry.bytes <= 80_000
+    assert chosen["loss"] == pytest.approx(max(0.0, studied.accuracy - entry.accuracy))
+    assert 0.6 < made["pick"]["accuracy"] < 0.75
