@@ -25,6 +25,7 @@ from fairseq import utils
 from recipe import USER_DIR
 
 from train_large.compression.conversion import unpack_checkpoint
+from train_large.data.documents import digest
 from train_large.data.folder import RECORD
 from train_large.data.glue import _hold_out, _read
 from train_large.export.huggingface import export_hf
@@ -46,6 +47,8 @@ def main() -> None:
     utils.import_user_module(Namespace(user_dir=str(USER_DIR)))
     task = args.demo / "task"
     made = json.loads((task / RECORD).read_text(encoding="utf-8"))["parameters"]
+    if digest(args.sentences) != made["source"]["train"]:
+        raise SystemExit(f"error: {args.demo} was not made from {args.sentences}: give the TSV that it was made from.")
     held_out = _hold_out(list(_read("tsv", args.sentences)), args.sentences, made["valid_fraction"], made["seed"])
     sentences = [row.sentences[0] for row in held_out["valid"]]
     rows = []
@@ -61,7 +64,7 @@ def sources(demo: Path) -> Iterator[tuple[str, str, Path]]:
     for folder in sorted(path.parent for path in demo.glob("*/finetune")):
         yield folder.name, "finetuned", folder / "finetune" / "checkpoint_best.pt"
         for pruned in sorted((folder / "prune").glob("checkpoint_sparsity_*.pt")):
-            yield folder.name, f"pruned to {pruned.stem.removeprefix('checkpoint_sparsity_')}", pruned
+            yield folder.name, f"pruned to {pruned.stem.removeprefix('checkpoint_sparsity_')} %", pruned
         for packed in sorted((folder / "measure").glob("packed_[468].safetensors")):
             yield folder.name, f"packed at {packed.stem.removeprefix('packed_')} bits", packed
 
@@ -105,6 +108,7 @@ def compare(source: Path, data: Path, text: Path, sentences: Sequence[str]) -> d
         told = logits.argmax(1)
         right += int((told == sample["target"].view(-1)).sum())
         for name, found in theirs.items():
+            assert found.isfinite().all()
             labels[name] += int((found.argmax(1) == told).sum())
             largest[name] = max(largest[name], float((found - logits).abs().max()))
     return {

@@ -2,8 +2,9 @@
 
 The study's seconds per update (user_dir_examples/study/step_times.csv) are the truth. Every choice of two sizes or more
 predicts all that are larger than they are, by train_large.speed and, beside it, by a power law in FLOPs. Errors are of
-the logarithm of seconds, by how far the predicted size is from the nearest that was chosen, in the logarithm of
-parameters; what the planner assumes is beside them:
+the logarithm of seconds; `rms_deviation` is what the planner takes them to be, and `inside` the share of predictions
+within the 90 % interval that follows. In sizes of one width, layers and FLOPs go together, and do not tell what a wider
+one costs:
 
     PYTHONPATH=. .venv/bin/python bench/planning_speed.py
 """
@@ -25,15 +26,23 @@ import table
 from train_large import flops, sizes, speed
 
 HERE = Path(__file__).parent
-DISTANCES = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0)
-LENGTH, VOCABULARY = 16, 1000  # of the study's pretrainings
 
 
 class Timed(NamedTuple):
     parameters: int
     layers: int
+    hidden: int
     flops: float
     seconds: float
+
+
+class Prediction(NamedTuple):
+    """Errors are of the logarithm of seconds."""
+
+    chosen: str
+    error: float
+    deviation: float
+    error_power_law: float
 
 
 def main() -> None:
@@ -41,19 +50,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "planning_speed.csv")
     args = parser.parse_args()
     timed, processor = read(HERE.parent / "user_dir_examples/study/step_times.csv")
-    errors = errors_of(timed)
+    made = predictions(timed)
     rows = []
-    for low, high in itertools.pairwise(DISTANCES):
-        inside = [each for each in errors if low <= each[0] < high]
+    for chosen in sorted({each.chosen for each in made}):
+        of_kind = [each for each in made if each.chosen == chosen]
         rows.append(
             {
-                "distance_from": low,
-                "distance_below": high,
-                "predictions": len(inside),
-                "mean_error": f"{statistics.fmean(ours for _, ours, _ in inside):.3f}",
-                "rms_error": f"{rms(ours for _, ours, _ in inside):.3f}",
-                "rms_error_power_law": f"{rms(law for _, _, law in inside):.3f}",
-                "assumed": f"{speed.NEAR_DEVIATION + speed.FAR_DEVIATION * (low + high) / 2:.3f}",
+                "chosen": chosen,
+                "predictions": len(of_kind),
+                "mean_error": f"{statistics.fmean(each.error for each in of_kind):.3f}",
+                "rms_error": f"{rms(each.error for each in of_kind):.3f}",
+                "rms_deviation": f"{rms(each.deviation for each in of_kind):.3f}",
+                "inside": f"{statistics.fmean(abs(each.error) < 1.645 * each.deviation for each in of_kind):.3f}",
+                "rms_error_power_law": f"{rms(each.error_power_law for each in of_kind):.3f}",
                 "processor": processor,
             }
         )
@@ -68,24 +77,30 @@ def read(path: Path) -> tuple[list[Timed], str]:
     timed = []
     for row in rows:
         size = sizes.Size.parse(row["size"], head_width=int(row["head_width"]))
-        parameters = sizes.parameters_without_embeddings(size, VOCABULARY)
-        cost = flops.train_flops(size, VOCABULARY, LENGTH, int(row["batch"]))
-        timed.append(Timed(parameters, size.layers, cost, float(row["seconds_per_update"])))
+        vocabulary, length = int(row["vocabulary"]), int(row["length"])
+        parameters = sizes.parameters_without_embeddings(size, vocabulary)
+        cost = flops.train_flops(size, vocabulary, length, int(row["batch"]))
+        timed.append(Timed(parameters, size.layers, size.hidden, cost, float(row["seconds_per_update"])))
     return sorted(timed), rows[0]["processor"]
 
 
-def errors_of(timed: Sequence[Timed]) -> list[tuple[float, float, float]]:
-    """(distance, error of train_large.speed, error of the power law) of every prediction."""
+def predictions(timed: Sequence[Timed]) -> list[Prediction]:
     found = []
     for count in range(2, len(timed)):
         for chosen in itertools.combinations(timed, count):
-            runs = [((each.layers, each.flops), each.seconds) for each in chosen]
+            runs = {(each.layers, each.flops): each.seconds for each in chosen}
             for other in (each for each in timed if each.parameters > chosen[-1].parameters):
-                distance = math.log(other.parameters / chosen[-1].parameters)
-                ours = speed.predicted((other.layers, other.flops), runs)
+                ours, deviation = speed.predicted((other.layers, other.flops), runs)
                 law = power_law(other.flops, chosen)
-                found.append((distance, math.log(ours / other.seconds), math.log(law / other.seconds)))
+                errors = [math.log(each / other.seconds) for each in (ours, law)]
+                found.append(Prediction(kind(chosen), errors[0], deviation, errors[1]))
     return found
+
+
+def kind(chosen: Sequence[Timed]) -> str:
+    if len({each.hidden for each in chosen}) == 1:
+        return "of one width"
+    return "of one depth" if len({each.layers for each in chosen}) == 1 else "of several"
 
 
 def power_law(cost: float, chosen: Sequence[Timed]) -> float:

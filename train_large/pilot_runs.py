@@ -211,9 +211,13 @@ def _read_one(path: Path) -> Pilot:
     begin = next((line for line in lines if 0.1 * end["tokens"] <= line["tokens"] < end["tokens"]), lines[0])
     if begin["tokens"] == end["tokens"] or not end["updates"]:
         raise UserError(f"{path} has only the end of a run, so its speed is not known: give its whole log.")
+    early = next((line for line in lines if line["kind"] == "train" and line["tokens"] > 0), end)
+    seconds_per_token = (used(end) - used(begin)) / (end["tokens"] - begin["tokens"])
+    flops_per_token = float(early["flops"] / early["tokens"])
+    if not (0 < seconds_per_token < math.inf and 0 < flops_per_token < math.inf):
+        raise UserError(f"{path} counts no seconds or no FLOPs, so its speed is not known: give another log.")
     learned, rate, peak = _learned(lines, valid, facts.get("learning_rate"))
     columns = {name: np.array([float(line[name]) for line in valid]) for name in ("updates", "tokens", "loss")}
-    early = next((line for line in lines if line["kind"] == "train" and line["tokens"] > 0), end)
     vocabulary, length = (int(facts[name]) if name in facts else None for name in ("vocabulary", "length"))
     total = int(facts["parameters"]) if "parameters" in facts else None
     arch, share = str(facts.get("arch")), str(facts.get("share_layers", "none"))
@@ -235,8 +239,8 @@ def _read_one(path: Path) -> Pilot:
         batch_tokens=float(end["tokens"] / end["updates"]),
         learning_rate=peak,
         clock=clock,
-        seconds_per_token=(used(end) - used(begin)) / (end["tokens"] - begin["tokens"]),
-        flops_per_token=float(early["flops"] / early["tokens"]),
+        seconds_per_token=seconds_per_token,
+        flops_per_token=flops_per_token,
         updates=columns["updates"],
         seconds=np.array([used(line) for line in valid]),
         tokens=columns["tokens"],

@@ -37,8 +37,8 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Compression:
-    """`measured` says whether `bytes` are those of a real file, and `loss` the accuracy that it costs (a share);
-    None where it is unknown."""
+    """`measured` says whether `bytes` are those of a real file of the study's; else they are a forecast. `loss` is the
+    accuracy that it costs (a share), None where it is unknown."""
 
     bits: int
     sparsity: float
@@ -246,7 +246,8 @@ def _option(
     parameters = pilot_runs.parameters_like(first, size)
     per_token = speed.seconds_per_token(size, pilots)
     batch = speed.batch_tokens(size, pilots)
-    rates = {p.parameters: p.learning_rate for p in pilots if p.learning_rate is not None}
+    rated = [pilot for pilot in pilots if pilot.learning_rate]
+    rate = speed.interpolated(size, rated, [pilot.learning_rate or 0 for pilot in rated]) if rated else None
     tokens = budget / per_token
     losses = drawn(law, size, parameters, tokens, pilots)
     low, middle, high = np.exp(np.quantile(losses, QUANTILES))
@@ -273,7 +274,7 @@ def _option(
         seconds_per_update=per_token * batch,
         batch_tokens=round(batch),
         length=first.length,
-        learning_rate=float(f"{speed.interpolated(parameters, rates):.2g}") if rates else None,
+        learning_rate=None if rate is None else float(f"{rate:.2g}"),
         loss=float(math.log(middle)),
         perplexity=float(middle),
         interval=(float(low), float(high)),
@@ -377,8 +378,9 @@ def _compressions(size: Size, pilots: Sequence[Pilot], study: Study | None, posi
             lost = 0.0 if whole else _accuracy_lost(study, parameters, sparsity, bits)
             if lost is None and sparsity > UNSTUDIED_SPARSITY:
                 continue
-            stored = entry.bytes if entry else _forecast(stored_shape, total, vocabulary, bits, sparsity)
-            found.append(Compression(bits, sparsity, stored, entry is not None, lost))
+            file = entry.file_bytes if entry else None
+            stored = file or _forecast(stored_shape, total, vocabulary, bits, sparsity)
+            found.append(Compression(bits, sparsity, stored, file is not None, lost))
     return found
 
 

@@ -8,7 +8,7 @@ operators, do not follow (bench/planning_speed.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy.optimize import nnls
@@ -18,56 +18,79 @@ from train_large.pilot_runs import Pilot, is_encoder, parameters_like
 from train_large.sizes import Size
 
 PILOT_DEVIATION = 0.03  # of log seconds per token of a size that was run, from one run to the next
-# Of a size that was not, by how far it is from the nearest that was, in the logarithm of its parameters.
-NEAR_DEVIATION, FAR_DEVIATION = 0.2, 0.1  # bench/planning_speed.csv
-PRIOR = 0.1  # what is assumed of a part counts as much as a run does that is measured to within 1 / PRIOR
+# Of sizes that were not, by bench/planning_speed.csv:
+LINE_DEVIATION = 0.05  # of the pilots' seconds from the line, as a share of each
+PART, PART_DEVIATION = 1 / 3, 0.25  # of the longest update: each of the three parts, before the pilots tell
+NEAR_DEVIATION, FAR_DEVIATION = 0.15, 0.1  # of log seconds from the line, and for each factor of e in FLOPs
+
+Work = tuple[float, float]
+"""Layers and FLOPs of an update."""
 
 
 def seconds_per_token(size: Size, pilots: Sequence[Pilot]) -> float:
     """As its pilot's log measured it (the mean of several), else by `predicted`."""
     own = [pilot.seconds_per_token for pilot in pilots if pilot.size == size]
-    if own:
-        return math.exp(float(np.mean(np.log(own))))
-    batch = batch_tokens(size, pilots)
-    runs = [
-        ((pilot.size.layers, pilot.flops_per_token * pilot.batch_tokens), pilot.seconds_per_token * pilot.batch_tokens)
-        for pilot in pilots
-    ]
-    return predicted((size.layers, flops_per_token(size, pilots) * batch), runs) / batch
-
-
-def predicted(work: tuple[float, float], runs: Sequence[tuple[tuple[float, float], float]]) -> float:
-    """Seconds of an update of so much `work`, (layers, FLOPs); `runs` have the work and the seconds of each run.
-
-    None of the three parts is negative, and where the runs do not tell them apart each is a third of the longest
-    update.
-    """
-    works = np.array([(1.0, *each) for each, _ in runs])
-    seconds = np.array([each for _, each in runs])
-    most = works.max(axis=0)
-    # Errors count as shares of the seconds: a small model's as much as a large one's.
-    rows = np.vstack([works / most / seconds[:, None], PRIOR * np.eye(3) / seconds.max()])
-    parts, _ = nnls(rows, np.concatenate([np.ones(len(runs)), np.full(3, PRIOR / 3)]))
-    return float(np.array([1.0, *work]) / most @ parts)
+    return _mean(own) if own else _guess(size, pilots)[0]
 
 
 def deviation(size: Size, pilots: Sequence[Pilot]) -> float:
     """Of log seconds per token, as `seconds_per_token` has it."""
-    if any(pilot.size == size for pilot in pilots):
-        return PILOT_DEVIATION
-    parameters = parameters_like(pilots[0], size)
-    return NEAR_DEVIATION + FAR_DEVIATION * min(abs(math.log(parameters / pilot.parameters)) for pilot in pilots)
+    return PILOT_DEVIATION if any(pilot.size == size for pilot in pilots) else _guess(size, pilots)[1]
+
+
+def _guess(size: Size, pilots: Sequence[Pilot]) -> tuple[float, float]:
+    """(seconds per token, their deviation) of a size without a pilot."""
+    runs = {}
+    for known in dict.fromkeys(
+        pilot.size for pilot in pilots
+    ):  # of each one, for repetitions are on one side of a line
+        of_size = [pilot for pilot in pilots if pilot.size == known]
+        runs[_work(known, pilots)] = _mean(pilot.seconds_per_token * pilot.batch_tokens for pilot in of_size)
+    seconds, error = predicted(_work(size, pilots), runs)
+    return seconds / batch_tokens(size, pilots), error
+
+
+def _work(size: Size, pilots: Sequence[Pilot]) -> Work:
+    return float(size.layers), flops_per_token(size, pilots) * batch_tokens(size, pilots)
+
+
+def predicted(work: Work, runs: Mapping[Work, float]) -> tuple[float, float]:
+    """(seconds of an update of so much work, deviation of their logarithm), by the seconds of others.
+
+    Least squares, in which no part is negative. What the runs do not tell apart, such as layers and FLOPs where all are
+    of one width, is as uncertain as it was before.
+    """
+    works, seconds = np.array([(1.0, *each) for each in runs]), np.array(list(runs.values()))
+    most = works.max(axis=0)
+    # Errors count as shares of the seconds: a small model's as much as a large one's.
+    rows = np.vstack([works / most / seconds[:, None] / LINE_DEVIATION, np.eye(3) / seconds.max() / PART_DEVIATION])
+    parts, _ = nnls(rows, np.concatenate([np.full(len(runs), 1 / LINE_DEVIATION), np.full(3, PART / PART_DEVIATION)]))
+    shares = np.array([1.0, *work]) / most
+    found = float(shares @ parts)
+    unknown = math.sqrt(shares @ np.linalg.inv(rows.T @ rows) @ shares) / found
+    distance = float(np.abs(np.log(work[1] / works[:, 2])).min())
+    return found, math.hypot(NEAR_DEVIATION + FAR_DEVIATION * distance, unknown)
 
 
 def batch_tokens(size: Size, pilots: Sequence[Pilot]) -> float:
     """Tokens of an update: its pilots', between and beyond them as their parameters say."""
-    return interpolated(parameters_like(pilots[0], size), {p.parameters: p.batch_tokens for p in pilots})
+    return interpolated(size, pilots, [pilot.batch_tokens for pilot in pilots])
 
 
-def interpolated(parameters: float, known: dict[int, float]) -> float:
-    """Between the pilots in log-log scale; beyond them as the nearest one has it."""
-    xs = sorted(known)
-    return math.exp(float(np.interp(math.log(parameters), np.log(xs), np.log([known[x] for x in xs]))))
+def interpolated(size: Size, pilots: Sequence[Pilot], values: Iterable[float]) -> float:
+    """By one value of each pilot: its own pilots' mean, else between the pilots in log-log scale of their parameters,
+    and beyond them as the nearest one has it."""
+    told = list(zip(pilots, values))
+    own = [value for pilot, value in told if pilot.size == size]
+    if own:
+        return _mean(own)
+    xs = sorted({pilot.parameters for pilot in pilots})
+    ys = [_mean(value for pilot, value in told if pilot.parameters == x) for x in xs]
+    return math.exp(float(np.interp(math.log(parameters_like(pilots[0], size)), np.log(xs), np.log(ys))))
+
+
+def _mean(values: Iterable[float]) -> float:
+    return math.exp(float(np.mean(np.log(list(values)))))
 
 
 def flops_per_token(size: Size, pilots: Sequence[Pilot]) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +21,18 @@ from train_large.report.results import Results
 CSV = "accuracies.csv"
 PLACES = ("results.json", CSV, f"compression/{CSV}", f"results/compression/{CSV}")
 """Where the file is in a folder of either."""
+WHOLE = (0.0, 32)  # not pruned and not quantized
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """A size pruned to `sparsity` (0 to 1) and stored at `bits` a weight: in a real file of so many bytes, or, where
-    none was written, in what its bits and masks take."""
+    """A size pruned to `sparsity` (0 to 1) and stored at `bits` a weight; `file_bytes` is None where no file was
+    written."""
 
     sparsity: float
     bits: int
     accuracy: float
-    bytes: int
+    file_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def read(path: Path) -> Study:
                 "study."
             )
         path = found
+    elif not path.exists():
+        raise UserError(f"--study {path} does not exist: give the folder of a finished demo or study.")
     if path.suffix == ".csv":
         return of_rows(_rows(path), path)
     study = results.load(path)
@@ -88,7 +92,7 @@ def of_results(study: Results) -> Study:
                 model.parameters_without_embeddings,
                 model.perplexity,
                 model.finetuned.accuracy,
-                tuple(Compressed(c.sparsity, c.bits, c.accuracy, c.stored_bytes) for c in model.compressed),
+                tuple(Compressed(c.sparsity, c.bits, c.accuracy, c.file_bytes) for c in model.compressed),
             )
             for model in study.models
         ),
@@ -99,96 +103,120 @@ def of_results(study: Results) -> Study:
 class Row:
     """What is read of a row of accuracies.csv (user_dir_examples/study/measurements.py), by the columns' names."""
 
+    run: str
     size: str
     layers: int
     hidden: int
     layer_parameters: int
-    batch: str
-    rate: str
+    batch: int
+    rate: float
     share: str
-    data: str
+    data: float
     target: str
+    seed: int
     checkpoint: float
     perplexity: float
-    finetune_batch: str
-    finetune_rate: str
-    finetune_dropout: str
+    finetune_batch: int
+    finetune_rate: float
+    finetune_dropout: float
+    finetune_seed: int
     sparsity: float
     bits: int
     accuracy: float
-    bytes: int
     examples: int
 
     @property
-    def recipe(self) -> tuple[str, ...]:
-        """What models of a size must have in common to be repetitions of one another."""
+    def recipe(self) -> tuple[object, ...]:
+        """What the models of a size must have in common to be repetitions of one another."""
+        shape = (self.layers, self.hidden, self.layer_parameters)
         pretraining = (self.batch, self.rate, self.share, self.data, self.target)
-        return (*pretraining, self.finetune_batch, self.finetune_rate, self.finetune_dropout)
+        return (*shape, *pretraining, self.finetune_batch, self.finetune_rate, self.finetune_dropout)
+
+    @property
+    def model(self) -> tuple[str, int]:
+        return self.run, self.finetune_seed
+
+    @property
+    def way(self) -> tuple[float, int]:
+        return self.sparsity, self.bits
 
 
 _KINDS = get_type_hints(Row)
+_BOUNDS = {
+    **dict.fromkeys(("layers", "hidden", "layer_parameters", "bits", "examples"), (1, math.inf)),
+    **dict.fromkeys(("checkpoint", "sparsity", "accuracy"), (0, 1)),
+    "perplexity": (1, sys.float_info.max),
+}
 
 
 def _rows(path: Path) -> Iterator[Row]:
+    way_out = f"give the {CSV} that `make study` has written."
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
+            missing = [name for name in _KINDS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(f"{path} has no column {missing[0]}: {way_out}")
             for line in reader:
                 where = f"{path}, line {reader.line_num}"
-                try:
-                    row = Row(**{name: kind(line[name]) for name, kind in _KINDS.items()})
-                except (KeyError, TypeError, ValueError) as error:
-                    what = f"there is no column {error}" if isinstance(error, KeyError) else str(error)
-                    raise UserError(f"{where}: {what}; give the {CSV} that `make study` has written.") from None
-                shares = 0 <= row.accuracy <= 1 and 0 <= row.sparsity < 1
-                if not (shares and 1 <= row.perplexity < math.inf and row.examples > 0):
-                    raise UserError(
-                        f"{where}: a perplexity below 1, an accuracy or a sparsity that is no share, or no examples; "
-                        f"give the {CSV} that `make study` has written."
-                    )
-                yield row
+                cells = {}
+                for name, kind in _KINDS.items():
+                    cell = line[name]
+                    try:
+                        cells[name] = kind(cell)
+                        low, high = _BOUNDS.get(name, (-math.inf, math.inf))
+                        good = cell is not None and (kind is str or low <= cells[name] <= high)
+                    except (TypeError, ValueError):
+                        good = False
+                    if not good:
+                        raise UserError(f"{where}: {name} is {cell or 'empty'}, which it cannot be; {way_out}")
+                yield Row(**cells)
     except OSError as error:
-        raise UserError(f"Cannot read {path} ({error.strerror}): give the {CSV} of a finished study.") from None
+        raise UserError(f"Cannot read {path} ({error.strerror}): {way_out}") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not CSV ({error}): give the {CSV} of a finished study.") from None
+        raise UserError(f"{path} is not CSV ({error}): {way_out}") from None
 
 
 def of_rows(rows: Iterable[Row], path: Path) -> Study:
     """The means over the seeds of each size, of models that were finetuned from the end of their pretraining.
 
-    Raises UserError where a size was trained in several ways, or nothing is there of models as they were finetuned.
+    Raises UserError where a size was trained in several ways or a row is there twice, and where nothing is there of
+    models as they were finetuned.
     """
     ended = [row for row in rows if row.checkpoint == 1]
-    sizes = []
-    for name in dict.fromkeys(row.size for row in ended):
-        own = [row for row in ended if row.size == name]
-        if len({row.recipe for row in own}) > 1:
-            raise UserError(
-                f"{path} has {name} trained in several ways, and which is meant is not said: give a study of one, as "
-                f"compression/{CSV} is."
-            )
-        whole = [row for row in own if row.bits == 32 and row.sparsity == 0]
-        if whole:
-            sizes.append(_size(own, whole))
-    if not sizes:
+    sizes = [
+        _size(name, [row for row in ended if row.size == name], path)
+        for name in dict.fromkeys(row.size for row in ended)
+    ]
+    if not any(sizes):
         raise UserError(f"{path} has no model as it was finetuned (32 bits, not pruned): give a finished study.")
-    sizes.sort(key=lambda size: (size.parameters, size.name))
-    return Study(max(row.examples for row in ended), tuple(sizes))
+    known = sorted((size for size in sizes if size), key=lambda size: (size.parameters, size.name))
+    return Study(min(row.examples for row in ended), tuple(known))
 
 
-def _size(own: Sequence[Row], whole: Sequence[Row]) -> StudiedSize:
+def _size(name: str, own: Sequence[Row], path: Path) -> StudiedSize | None:
+    """Of the models that were measured as they were finetuned, and the ways of compression that all of them have: a
+    loss is of the same models as what it is lost from."""
+    if len({row.recipe for row in own}) > 1:
+        raise UserError(f"{path} has {name} of several shapes or recipes, which are no repetitions: give rows of one.")
+    models: dict[tuple[str, int], dict[tuple[float, int], Row]] = {}
+    for row in own:
+        if models.setdefault(row.model, {}).setdefault(row.way, row) is not row:
+            raise UserError(
+                f"{path} has {row.run}, finetuned with seed {row.finetune_seed}, twice at {row.bits} bits and sparsity "
+                f"{row.sparsity:g}: remove one of the rows."
+            )
+    measured = [rows for rows in models.values() if WHOLE in rows]
+    if not measured:
+        return None
+    ways = sorted(way for way in measured[0] if all(way in rows for rows in measured))
     first = own[0]
-    ways = sorted({(row.sparsity, row.bits) for row in own})
-    measured = {way: [row for row in own if (row.sparsity, row.bits) == way] for way in ways}
     return StudiedSize(
-        first.size,
+        name,
         first.layers,
         first.hidden,
         first.layer_parameters,
-        math.exp(fmean(math.log(row.perplexity) for row in whole)),
-        fmean(row.accuracy for row in whole),
-        tuple(
-            Compressed(*way, fmean(row.accuracy for row in of_way), round(fmean(row.bytes for row in of_way)))
-            for way, of_way in measured.items()
-        ),
+        math.exp(fmean(math.log(rows[WHOLE].perplexity) for rows in measured)),
+        fmean(rows[WHOLE].accuracy for rows in measured),
+        tuple(Compressed(*way, fmean(rows[way].accuracy for rows in measured), None) for way in ways),
     )

@@ -89,6 +89,16 @@ def test_a_slow_start_is_not_the_speed(tmp_path):
     assert read_pilots([folder])[0].seconds_per_token == pytest.approx(seconds_per_token(SIZES[0]))
 
 
+@pytest.mark.parametrize(("counter", "value"), [("train_seconds", 0.0), ("flops", 0.0), ("train_seconds", math.inf)])
+def test_a_log_that_counts_nothing_is_refused(tmp_path, counter, value):
+    folder = write_log(tmp_path, SIZES[0], Truth())
+    lines = [json.loads(line) for line in (folder / runlog.NAME).read_text().splitlines()]
+    lines[1:] = [{**line, counter: value} for line in lines[1:]]
+    (folder / runlog.NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=r"run\.jsonl"):
+        read_pilots([folder])
+
+
 def test_a_torn_last_line_and_a_repeated_validation_do_not_matter(tmp_path):
     folders = write_logs(tmp_path, Truth(), SIZES[:2])
     before = read_pilots(folders)

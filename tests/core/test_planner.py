@@ -141,11 +141,11 @@ def test_a_study_says_what_compression_costs(logs, study):
     limit = 80_000
     made = plan(logs, 450, limit, study=study)
     option = next(option for option in made.options if option.size == "2l_64h")
-    entries = [entry for entry in study.sizes[1].compressed if entry.bytes <= limit]
+    entries = [entry for entry in study.sizes[1].compressed if entry.file_bytes <= limit]
     best = max(entries, key=lambda entry: entry.accuracy)
     assert (option.compression.bits, option.compression.sparsity) == (best.bits, best.sparsity)
     assert option.compression.measured
-    assert option.compression.bytes == best.bytes
+    assert option.compression.bytes == best.file_bytes
     assert option.compression.loss == pytest.approx(study.sizes[1].at(0, 32).accuracy - best.accuracy)
     assert made.pick.accuracy is not None
     assert made.pick.accuracy_interval[0] < made.pick.accuracy < made.pick.accuracy_interval[1]

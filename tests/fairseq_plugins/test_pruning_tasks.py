@@ -855,6 +855,22 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Mo
     assert log.read_bytes() == before
 
 
+def test_a_levels_checkpoint_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, cfg = ladder_of(tmp_path, 95)
+    cfg.checkpoint.no_save = False
+    begin(task.give(1.0, 0.5))
+    monkeypatch.setattr(task, "_checkpoint", lambda record, update: {})
+
+    def half(checkpoint: dict[str, Any], aside: Path) -> None:
+        Path(aside).write_bytes(b"PK")
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(SystemExit, match=r"checkpoint_sparsity_\d+\.pt could not be written .*free some space"):
+        task._end_level(0.9, 1)
+    assert [path.name for path in tmp_path.iterdir()] == [ladder.LOG]
+
+
 def test_the_length_of_a_level_in_a_later_epoch(tmp_path):
     made, cfg = ladder_of(tmp_path, 95)
     cfg.optimization.update_freq = [4, 1]
