@@ -512,7 +512,7 @@ def _plan(options: argparse.Namespace) -> None:
     from train_large import hold_out, pilots, planner, studies
     from train_large.budget import parse_duration
     from train_large.report import plans
-    from train_large.report.units import parse_bytes
+    from train_large.report.units import format_seconds, parse_bytes
     from train_large.sizes import Size
 
     if options.head_width is not None and options.head_width < 1:
@@ -536,6 +536,12 @@ def _plan(options: argparse.Namespace) -> None:
         if options.data is None or options.out is None or not sizes:
             raise UserError("--pilot needs --data, --out and --sizes: what to train on, where, and which sizes.")
         user_dir = options.user_dir or Path("fairseq_plugins")
+        first = parse_duration(options.pilot, "--pilot") / pilots.VALIDATIONS
+        if seconds is not None and seconds < first:
+            raise UserError(
+                f"a budget of {format_seconds(seconds)} is below the pilots' first validation, at about "
+                f"{format_seconds(first)}: give more, or shorter pilots."
+            )
         recipe = pilots.Recipe(options.data, options.pilot, tuple(options.extra), user_dir)
         runs += pilots.run_pilots(recipe, sizes, options.out, say=lambda line: print(line, file=sys.stderr))
     elif options.extra or options.data or options.out or options.head_width or options.user_dir:

@@ -63,6 +63,8 @@ class Pilot:
     losses: np.ndarray
     learned: np.ndarray
     rate: np.ndarray
+    settings: int = 1
+    """how many batches and rates its size was run with, of which its own are the best"""
 
     @cached_property
     def drop(self) -> tuple[int, int] | None:
@@ -148,7 +150,7 @@ def _of_best_settings(pilots: Sequence[Pilot]) -> list[Pilot]:
                     f"{pilot.path} is left out: after {end:.3g} s its {_setting(pilot)} have a loss of {loss:.2f}, and "
                     f"{_setting(chosen[0])} one of {min(losses):.2f}"
                 )
-        best += chosen
+        best += [replace(pilot, settings=len(settings)) for pilot in chosen]
     return best
 
 

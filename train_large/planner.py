@@ -329,6 +329,11 @@ def _caveats(
         said.append(f"{pick.size} is likely to be on the plateau still when the budget ends")
     if not pick.logged:
         said.append(f"no pilot of {pick.size} was run: run one before you spend the budget on it")
+    own = [pilot for pilot in pilots if pilot.size.name == pick.size]
+    if own and own[0].parameters == pilots[-1].parameters:
+        said.append(f"no pilot was larger than {pick.size}, and the best size may be: run one")
+    if all(pilot.settings == 1 for pilot in own or pilots):
+        said.append("no other batch or rate was tried than the pilots': what they are worth was not compared")
     longest = max(float(pilot.seconds[-1]) for pilot in pilots)
     if budget > FAR * longest:
         said.append(

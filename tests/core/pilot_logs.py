@@ -62,6 +62,7 @@ def write_log(
     validations: int = 15,
     seed: int = 0,
     stop: str | None = "budget",
+    peak: float = PEAK,
     **facts: object,
 ) -> Path:
     """The log of one run; returns its folder."""
@@ -85,7 +86,7 @@ def write_log(
     for update in range(1, updates + 1):
         rate = warmup_then_linear(update / updates, 0.06)
         if update % every == 0 or update == updates:
-            runlog.append(path, "train", counters(update), loss=5.0, lr=PEAK * rate)
+            runlog.append(path, "train", counters(update), loss=5.0, lr=peak * rate)
         if update in marks:
             share = update / updates
             whole = 0.5 * updates  # the area below the rate of the whole run

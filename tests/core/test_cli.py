@@ -62,6 +62,10 @@ def test_sizes_prints_the_figures_of_the_paper(capsys):
         (["plan", "--budget", "2 fortnights"], "2 fortnights"),
         (["plan", "--budget", "1h", "--pilot", "5m"], "--data"),
         (["plan", "nowhere", "--budget", "1h", "--", "--lr", "1"], "--pilot"),
+        (
+            ["plan", "--budget", "10s", "--pilot", "5m", "--data", "d", "--out", "o", "--sizes", "1l_16h,2l_16h"],
+            "first validation, at about 20 s",
+        ),
         (["plan", "nowhere", "--budget", "1h", "--study", "nowhere.json"], "nowhere.json"),
     ],
 )

@@ -204,6 +204,18 @@ def test_sizes_still_on_the_plateau_are_said_and_not_picked(tmp_path):
     assert made.options[0].perplexity == pytest.approx(math.exp(4.8), rel=0.1)
 
 
+def test_what_was_not_tried_is_said(logs, tmp_path):
+    """Batches and rates, and sizes beyond the pick."""
+    assert any("no other batch or rate was tried" in caveat for caveat in plan(logs, 450).caveats)
+    assert not any("no pilot was larger" in caveat for caveat in plan(logs, 30).caveats)
+    slower = write_logs(tmp_path, dataclasses.replace(TRUTH, floor=2.5), (*SIZES, BIGGER), peak=1e-4)
+    tried = plan([*logs, *slower], 450)
+    assert not any("no other batch or rate was tried" in caveat for caveat in tried.caveats)
+    largest = plan(logs, 15_000, candidates=[BIGGER])
+    assert largest.pick.size == BIGGER.name
+    assert any(f"no pilot was larger than {BIGGER.name}" in caveat for caveat in largest.caveats)
+
+
 def test_a_budget_far_away_is_said(logs):
     assert any("times the longest pilot's" in caveat for caveat in plan(logs, 15_000).caveats)
     assert not any("times the longest pilot's" in caveat for caveat in plan(logs, 450).caveats)

@@ -64,6 +64,17 @@ def test_every_experiment_of_the_paper_has_its_runs(settings):
         assert seeds == ({1} if name == "sst2_grid" else {1, 2, 3})
 
 
+def test_a_misspelt_experiment_in_the_settings():
+    changes = ["step_times=0.02", "experiments.dpeth.pretrain.size=[1l_16h]"]
+    settings = experiments.load(None, changes)
+    with pytest.raises(UserError, match=r"experiments\.dpeth: there is no such experiment, but depth; write that"):
+        experiments.names(settings, "depth")
+    assert experiments.names(settings, "depth,dpeth") == ["depth", "dpeth"]
+    mine = experiments.load(None, ["step_times=0.02", "experiments.mine.pretrain.size=[1l_16h]"])
+    assert experiments.names(mine, "depth") == ["depth"]
+    assert "mine" in experiments.names(mine)
+
+
 def test_a_grid_is_every_combination(settings):
     runs = experiments.runs_of(settings, "sst2_grid")
     pretrained, finetuned = of_kind(runs, Pretraining), of_kind(runs, Finetuning)

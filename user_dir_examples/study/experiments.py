@@ -7,6 +7,7 @@ and so on. A run is known by its settings, so experiments that ask for the same 
 from __future__ import annotations
 
 import csv
+import difflib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ CHECKPOINTS = (0.25, 0.5, 0.75, 1)
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "user_dir_examples"
 COMMON = Path(__file__).with_name("pocket.yaml")
+COMMITTED = frozenset(path.parent.name for path in EXAMPLES.glob("*/pocket.yaml") if path != COMMON)
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,13 @@ def names(settings: DictConfig, wanted: str = "") -> list[str]:
     for name in chosen:
         if name not in known:
             raise UserError(f"there is no experiment '{name}': choose among {', '.join(known)}.")
+    for name in sorted(set(known) - set(chosen) - COMMITTED):
+        near = difflib.get_close_matches(name, COMMITTED, 1, cutoff=0.8)
+        if near:  # a change that would be ignored for hours
+            raise UserError(
+                f"experiments.{name}: there is no such experiment, but {near[0]}; write that, or add {name} to "
+                "--experiment if it is one of yours."
+            )
     return chosen
 
 
