@@ -91,6 +91,18 @@ def test_two_processes(checkout, tutorial):
     assert (start["workers"], end["kind"], end["reason"]) == (2, "stop", "budget")
 
 
+@pytest.mark.slow
+def test_pilots_and_the_plan_for_a_night(checkout, tutorial):
+    """With seconds for its minutes and hours, and small sizes."""
+    (block,) = blocks_of(DOCS / "planner.md", 'title="at full scale"')
+    short = {"--pilot 5m": "--pilot 6s", "--budget 8h": "--budget 30s", "2l_64h,3l_128h,4l_192h": "1l_32h,2l_64h"}
+    for long, instead in short.items():
+        assert long in block
+        block = block.replace(long, instead)
+    assert re.match(r"Train (1l_32h|2l_64h) .* for the whole 30 s", run(block, checkout))
+    assert (checkout / "plan.png").stat().st_size > 10_000
+
+
 GOING_ON = [page for page in PAGES if page.parent == DOCS and page.stem != "tutorial" and blocks_of(page)]
 
 
