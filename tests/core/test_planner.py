@@ -206,12 +206,12 @@ def test_sizes_still_on_the_plateau_are_said_and_not_picked(tmp_path):
 
 def test_what_was_not_tried_is_said(logs, tmp_path):
     """Batches and rates, and sizes beyond the pick."""
-    assert any("no other batch or rate was tried" in caveat for caveat in plan(logs, 450).caveats)
-    assert not any("no pilot was larger" in caveat for caveat in plan(logs, 30).caveats)
+    assert any("no other batch or rate was tried" in caveat for caveat in plan(logs, 450, draws=5).caveats)
+    assert not any("no pilot was larger" in caveat for caveat in plan(logs, 30, draws=5).caveats)
     slower = write_logs(tmp_path, dataclasses.replace(TRUTH, floor=2.5), (*SIZES, BIGGER), peak=1e-4)
-    tried = plan([*logs, *slower], 450)
+    tried = plan([*logs, *slower], 450, draws=5)
     assert not any("no other batch or rate was tried" in caveat for caveat in tried.caveats)
-    largest = plan(logs, 15_000, candidates=[BIGGER])
+    largest = plan(logs, 15_000, candidates=[BIGGER], draws=5)
     assert largest.pick.size == BIGGER.name
     assert any(f"no pilot was larger than {BIGGER.name}" in caveat for caveat in largest.caveats)
 

@@ -417,22 +417,28 @@ def test_a_miniature_of_every_experiment(own, tmp_path):
 
 @pytest.mark.slow
 def test_killed_anywhere_it_comes_to_the_same_figures(own, tmp_path):
-    """The study, Snakemake and job.py are killed at once; fairseq-train is left behind, as where a terminal goes."""
+    """The study, Snakemake and job.py are killed at once; a pretraining is left behind, as where a terminal goes."""
     longer = [*own, "budget=4s", "step_times=0.02"]
-    study([*longer, f"out={tmp_path}/whole"], "--experiment", "depth")
-    process = subprocess.Popen(
-        command(longer, "--experiment", "depth"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    wait_for(lambda: list((tmp_path / "out").glob("pretrain/*/checkpoint_1_*.pt")), process)
-    left = kill_all_but_the_training(process.pid)
-    process.wait()
-    assert left
+    study([*longer, f"out={tmp_path}/whole"], "--experiment", "compression")
+    for made in ("pretrain/*/checkpoint_1_*.pt", "finetune/*/*/checkpoint_last.pt", "prune/*/*/ladder.jsonl"):
+        process = subprocess.Popen(
+            command(longer, "--experiment", "compression"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        wait_for(lambda made=made: list((tmp_path / "out").glob(made)), process)
+        left = kill_all_but_the_training(process.pid)
+        process.wait()
+        if "pretrain" in made:
+            assert left
+            continue
+        for trainer in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                trainer.kill()
     assert not (tmp_path / "out" / "results").exists()
-    study(longer, "--experiment", "depth")
+    study(longer, "--experiment", "compression")
     assert measured(tmp_path / "out" / "results") == measured(tmp_path / "whole" / "results")
 
 
