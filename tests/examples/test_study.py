@@ -418,7 +418,7 @@ def test_a_miniature_of_every_experiment(own, tmp_path):
 @pytest.mark.slow
 def test_killed_anywhere_it_comes_to_the_same_figures(own, tmp_path):
     """The study, Snakemake and job.py are killed at once; a pretraining is left behind, as where a terminal goes."""
-    longer = [*own, "budget=4s", "step_times=0.02"]
+    longer = [*own, "budget=4s", "step_times=0.02", "experiments.compression.pretrain.size=[1l_16h]"]
     study([*longer, f"out={tmp_path}/whole"], "--experiment", "compression")
     for made in ("pretrain/*/checkpoint_1_*.pt", "finetune/*/*/checkpoint_last.pt", "prune/*/*/ladder.jsonl"):
         process = subprocess.Popen(
