@@ -41,9 +41,7 @@ def deviation(size: Size, pilots: Sequence[Pilot]) -> float:
 def _guess(size: Size, pilots: Sequence[Pilot]) -> tuple[float, float]:
     """(seconds per token, their deviation) of a size without a pilot."""
     runs = {}
-    for known in dict.fromkeys(
-        pilot.size for pilot in pilots
-    ):  # of each one, for repetitions are on one side of a line
+    for known in dict.fromkeys(pilot.size for pilot in pilots):  # repetitions are all on one side of the line
         of_size = [pilot for pilot in pilots if pilot.size == known]
         runs[_work(known, pilots)] = _mean(pilot.seconds_per_token * pilot.batch_tokens for pilot in of_size)
     seconds, error = predicted(_work(size, pilots), runs)
